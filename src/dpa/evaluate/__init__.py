@@ -1,0 +1,1 @@
+"""Generate, score, tabulate. Settings are imported from here without torch: keep this file empty of imports."""

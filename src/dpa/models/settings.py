@@ -1,0 +1,36 @@
+"""Settings of the model of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from dpa.settings import Strict
+
+
+class ModelSettings(Strict):
+    """Which parts are joined, and how. Ids are ``lab:llm``/``lab:tower`` (shipped), a local folder, or a hub id."""
+
+    llm: str = "lab:llm"
+    llm_revision: str | None = None
+    vision_tower: str = "lab:tower"
+    vision_tower_revision: str | None = None
+    connector: Literal["mlp2x_gelu"] = "mlp2x_gelu"
+    """Linear, GELU, Linear (LLaVA-1.5; paper, section 4.1)."""
+    connector_from: Path | None = None
+    """Start stage 2 from this connector (``mm_projector.bin``, safetensors, or a checkpoint folder) instead of at random."""
+    vision_feature_layer: int = -2
+    """Hidden state of the tower that the connector reads (LLaVA-1.5: the penultimate)."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
+    """``auto``: sdpa, and eager for families whose attention has a soft-cap (Gemma-2)."""
+    trust_remote_code: bool = False
+
+
+class LoraSettings(Strict):
+    """The proxy LLM's adapter (paper, section 4.1: rank 256, alpha 512, all linear layers but the head)."""
+
+    rank: int = Field(default=256, ge=1)
+    alpha: float = Field(default=512, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)

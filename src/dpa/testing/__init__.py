@@ -1,0 +1,1 @@
+"""Tiny random models and a two-process runner. For tests only."""

@@ -1,0 +1,65 @@
+"""Settings of the training stages. Defaults are the paper's (method.md, table of stages)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from dpa.settings import Strict
+
+ObjectiveName = Literal["uniform", "cal", "cmo", "prior"]
+
+
+class StageSettings(Strict):
+    """One stage of training."""
+
+    objective: ObjectiveName | None = None
+    """None: the method's."""
+    minimum: float | None = Field(default=None, ge=0)
+    """Lower bound of a token's weight (delta_min); None: the objective's."""
+    maximum: float | None = Field(default=None, gt=0)
+    """Upper bound of a token's weight (delta_max); None: the objective's."""
+    window: int = Field(default=3, ge=1)
+    """Width in tokens of the moving mean over weights; odd."""
+    text_only: Literal["mean", "minimum", "zero"] = "mean"
+    """Weight of tokens of samples without image (method.md, deviations)."""
+    text_positions: Literal["original", "contiguous"] = "original"
+    """Position ids of the text-only pass: kept, or renumbered."""
+    format: Literal["plain", "chat"] = "plain"
+    image_mode: Literal["crop", "pad"] = "crop"
+    """``crop``: resize and centre crop; ``pad``: pad to a square with the mean colour, then resize."""
+    max_length: int = Field(default=2048, ge=8)
+    """Tokens, image placeholders included; text beyond it is cut, an image never."""
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the steps with linear warm-up; cosine to 0 after it."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps; overrides ``epochs``."""
+    global_batch: int = Field(default=256, ge=1)
+    """Samples per optimizer step over all ranks."""
+    micro_batch: int = Field(default=16, ge=1)
+    """Samples per forward on one rank."""
+    group_by_length: bool = False
+    """Micro-batches of similar length (stage 3 of the reference)."""
+    gradient_checkpointing: bool = False
+    save_steps: int = Field(default=200, ge=1)
+    """Optimizer steps between saved states."""
+
+
+class TrainSettings(Strict):
+    """What all stages share."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """``auto``: bf16 on accelerators that have it, fp32 elsewhere. Trainable weights and optimizer states stay fp32."""
+    keep_states: int = Field(default=2, ge=2)
+    """Saved states kept per stage; two, so that a broken last one has a predecessor."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """metrics.jsonl is always written."""
+    deterministic: bool | None = None
+    """None: on for the CPU, off elsewhere."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads; None: torch's own choice. Bit-identical continuation needs the same number."""

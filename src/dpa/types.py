@@ -1,0 +1,88 @@
+"""The two plain types that data, models and training hand to each other. A leaf: imports torch only.
+
+Legend: B samples (rows), L padded length, I images of a batch, C channels, R image side in pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TextRules:
+    """What a family's tokenizer and a tower's size fix about sequences. From ``models.families``, for ``data.chat``."""
+
+    image_token: str
+    """Text of the placeholder in rendered prompts (an unused or added special token of the family)."""
+    image_token_id: int
+    image_tokens: int
+    """Placeholders per image = rows that tower and connector give per image."""
+    bos_id: int | None
+    """Token that the plain format puts first; None where the family has none (Qwen2.5)."""
+    document_start_id: int | None
+    """Token that may stand before the first text token in the text-only pass (BOS, else e.g. ``<|endoftext|>``)."""
+    end_of_turn: str
+    """Special token that closes an assistant turn and is supervised with it."""
+    pad_id: int
+    chat_template: str
+    """The Jinja template that training and serving both render (accepts plain strings and typed parts)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch, right-padded. Labels: ``input_ids`` where ``supervised``; position t is predicted at t - 1."""
+
+    input_ids: Tensor
+    """int64 [B, L]; ``image_token_id`` at placeholders, pad id at padding."""
+    attention_mask: Tensor
+    """int64 [B, L]; 1 for real tokens."""
+    position_ids: Tensor
+    """int64 [B, L]; 0, 1, 2 ... with the image in place; 0 at padding."""
+    supervised: Tensor
+    """bool [B, L]; never True at t = 0, at placeholders or at padding."""
+    is_image: Tensor
+    """bool [B, L]; the placeholders."""
+    pixel_values: Tensor | None
+    """float32 [I, C, R, R], images in reading order over the batch; None without images."""
+    image_counts: tuple[int, ...]
+    """Images per sample, length B; sums to I."""
+    sample_ids: tuple[str, ...]
+    """For messages, length B."""
+    document_start_id: int | None
+    """See TextRules."""
+
+    @property
+    def has_image(self) -> Tensor:
+        """bool [B]."""
+        return torch.tensor([count > 0 for count in self.image_counts], device=self.input_ids.device)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            attention_mask=move(self.attention_mask),
+            position_ids=move(self.position_ids),
+            supervised=move(self.supervised),
+            is_image=move(self.is_image),
+            pixel_values=None if self.pixel_values is None else move(self.pixel_values),
+        )
+
+    def pin_memory(self) -> Batch:
+        """Called by the DataLoader where pinned memory helps (CUDA)."""
+        return replace(
+            self,
+            input_ids=self.input_ids.pin_memory(),
+            attention_mask=self.attention_mask.pin_memory(),
+            position_ids=self.position_ids.pin_memory(),
+            supervised=self.supervised.pin_memory(),
+            is_image=self.is_image.pin_memory(),
+            pixel_values=None if self.pixel_values is None else self.pixel_values.pin_memory(),
+        )

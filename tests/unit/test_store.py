@@ -1,0 +1,97 @@
+"""The store: whole entries or none, one maker at a time, digests by content."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from dpa.errors import CheckpointError, StorageError, UserError
+from dpa.store import FileDigests, Store, disk_errors, link, write_json
+
+
+def test_an_entry_is_published_whole(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    entry = store.entry("proxy", {"rank": 8})
+    assert not entry.finished
+    artefact = store.begin(entry) / "artefact"
+    artefact.mkdir()
+    (artefact / "weights").write_text("w")
+    (entry.partial / "state-1").mkdir()
+    store.finish(entry, artefact, {"steps": 3})
+    assert entry.finished
+    assert not entry.partial.exists()
+    assert (entry.folder / "weights").read_text() == "w"
+    manifest = store.entry("proxy", {"rank": 8}).manifest()
+    assert (manifest["steps"], manifest["inputs"], manifest["key"]) == (3, {"rank": 8}, entry.key)
+
+
+def test_every_input_changes_the_key(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    keys = {
+        store.entry(*item).key for item in [("a", {}), ("b", {}), ("a", {"x": 1}), ("a", {"x": 2}), ("a", {"x": "1"})]
+    }
+    assert len(keys) == 5
+    assert store.entry("a", {"x": 1, "y": 2}).key == store.entry("a", {"y": 2, "x": 1}).key
+
+
+def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
+    entry = Store(tmp_path).entry("proxy", {})
+    entry.folder.mkdir()
+    (entry.folder / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"remove .* to redo"):
+        entry.manifest()
+    (entry.folder / "manifest.json").write_text(json.dumps({"key": "other"}))
+    with pytest.raises(CheckpointError, match="another key"):
+        entry.manifest()
+
+
+def test_one_process_makes_an_entry(tmp_path: Path) -> None:
+    first, second = Store(tmp_path), Store(tmp_path)
+    entry = first.entry("proxy", {})
+    with first.lock(entry), pytest.raises(UserError, match="another process"), second.lock(entry):
+        pass
+    with second.lock(entry):
+        pass
+
+
+def test_full_disk_is_a_message(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="nothing finished is lost"), disk_errors(tmp_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match="Interrupted"), disk_errors(tmp_path):
+        raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+
+
+def test_a_store_below_a_file_is_the_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot make the store"):
+        Store(tmp_path / "file" / "store")
+
+
+def test_links_are_relative_and_replace_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "store" / "a").mkdir(parents=True)
+    (tmp_path / "store" / "a" / "f").write_text("1")
+    place = tmp_path / "run" / "checkpoint"
+    place.mkdir(parents=True)
+    link(tmp_path / "store" / "a", place)
+    link(tmp_path / "store" / "a", place)
+    assert not os.path.isabs(os.readlink(place))
+    (tmp_path / "store").rename(tmp_path / "store2")
+    (tmp_path / "store2").rename(tmp_path / "store")
+    assert (place / "f").read_text() == "1"
+
+
+def test_file_digests_follow_content(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "notes.md").write_text("ignored")
+    digests = FileDigests(tmp_path / "digests.json")
+    first = digests.folder(folder, suffixes=(".json",))
+    (folder / "notes.md").write_text("still ignored")
+    assert FileDigests(tmp_path / "digests.json").folder(folder, suffixes=(".json",)) == first
+    write_json(folder / "config.json", {"a": 1})
+    assert digests.folder(folder, suffixes=(".json",)) != first
