@@ -1,0 +1,119 @@
+"""Connectors in other people's formats: LLaVA's ``mm_projector.bin``, safetensors, a Hugging Face LLaVA folder.
+
+Inside the project a connector's tensors carry the names of transformers' ``multi_modal_projector``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from dpa.errors import ModelError
+
+CONNECTOR_NAMES = ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias")
+"""Of ``mlp2x_gelu``, in the order in which their first values are drawn."""
+
+_LLAVA_NAMES: dict[str, str] = {
+    "linear_1.weight": "model.mm_projector.0.weight",
+    "linear_1.bias": "model.mm_projector.0.bias",
+    "linear_2.weight": "model.mm_projector.2.weight",
+    "linear_2.bias": "model.mm_projector.2.bias",
+}
+"""Ours -> LLaVA's (``nn.Sequential(Linear, GELU, Linear)``; GELU, at 1, has no weights)."""
+
+_PREFIXES = ("mm_projector.", "multi_modal_projector.")
+_LOCAL_NAMES: dict[str, str] = {name.rpartition("mm_projector.")[2]: ours for ours, name in _LLAVA_NAMES.items()}
+
+
+def read_connector(path: Path) -> dict[str, Tensor]:
+    """Reads a connector.
+
+    Args:
+        path: ``mm_projector.bin``, a safetensors file, or a folder: one that holds either, or a LLaVA checkpoint.
+
+    Returns:
+        float32 tensors by the names in ``CONNECTOR_NAMES``.
+
+    Raises:
+        ModelError: no such file, not readable as weights alone, or not a two-layer connector.
+    """
+    raw = _read_folder(path) if path.is_dir() else _read_file(path)
+    state: dict[str, Tensor] = {}
+    for name, tensor in raw.items():
+        ours = _our_name(name)
+        if ours is not None:
+            state[ours] = tensor.to(torch.float32)
+    if set(state) != set(CONNECTOR_NAMES):
+        missing = sorted(set(CONNECTOR_NAMES) - set(state))
+        raise ModelError(
+            f"{path} is no mlp2x_gelu connector: {', '.join(missing)} missing (found {_shorten(list(raw))}); expected "
+            "LLaVA's model.mm_projector.{0,2}.{weight,bias} or multi_modal_projector.linear_{1,2}.{weight,bias}"
+        )
+    return {name: state[name] for name in CONNECTOR_NAMES}
+
+
+def write_mm_projector(projector: nn.Module | Mapping[str, Tensor], path: Path) -> None:
+    """Writes LLaVA's ``mm_projector.bin`` (a torch file of plain tensors, atomically).
+
+    Args:
+        projector: ``model.model.multi_modal_projector``, or its state dict.
+        path: the file; its folder is made.
+    """
+    state = projector.state_dict() if isinstance(projector, nn.Module) else projector
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    # clone: a view would drag the whole storage behind it into the file
+    torch.save({_LLAVA_NAMES[name]: state[name].detach().cpu().clone() for name in CONNECTOR_NAMES}, temporary)
+    os.replace(temporary, path)
+
+
+def _our_name(name: str) -> str | None:
+    """``linear_1.weight`` for any known spelling of it; None for a tensor that is no connector's."""
+    for prefix in _PREFIXES:
+        _, found, local = name.partition(prefix)
+        if found:
+            return _LOCAL_NAMES.get(local, local if local in CONNECTOR_NAMES else None)
+    return name if name in CONNECTOR_NAMES else None
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    for name in ("mm_projector.bin", "connector.safetensors", "model.safetensors"):
+        if (folder / name).is_file():
+            return _read_file(folder / name)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        wanted = sorted({shard for name, shard in shards.items() if _our_name(name) is not None})
+        return {name: tensor for shard in wanted for name, tensor in _read_file(folder / shard).items()}
+    raise ModelError(f"{folder} has neither mm_projector.bin nor safetensors weights: no connector to read")
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ModelError(f"connector {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                names = [name for name in file.keys() if _our_name(name) is not None]  # noqa: SIM118 (no iterator)
+                return {name: file.get_tensor(name) for name in names}
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError) as error:
+        raise ModelError(
+            f"connector {path} cannot be read: {str(error).strip().splitlines()[0]}; it must hold tensors only"
+        ) from None
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ModelError(f"connector {path} holds something other than named tensors")
+    return loaded
+
+
+def _shorten(names: list[str]) -> str:
+    if not names:
+        return "no tensor of a connector"
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

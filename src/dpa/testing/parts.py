@@ -1,0 +1,289 @@
+"""Tiny model folders on disk, one per family and tower, as a user would name them in a recipe. For tests only.
+
+Each has the real architecture class, and a small tokenizer of the family's kind (byte-level, or sentencepiece-like with
+byte fall-back) with its special tokens and the structure of its chat template.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from dpa.testing import chat_templates
+
+TinyFamily = Literal["qwen2", "lab", "llama3", "smollm2", "gemma2", "mistral", "llama2"]
+TINY_FAMILIES: tuple[TinyFamily, ...] = ("qwen2", "lab", "llama3", "smollm2", "gemma2", "mistral", "llama2")
+TowerKind = Literal["clip", "clip_full", "siglip", "dinov2"]
+
+HIDDEN = 32
+SIDE, PATCH = 16, 4
+"""Pixels. 16 patches per image."""
+
+_LINES = (
+    "user assistant system model",
+    "there is a small red circle at top left and a large blue square below it.",
+    "what colour is the circle? it is red. how many objects are there? two.",
+    "describe the image. is there a green triangle? no, there is not.",
+    "You are a careful helper. ANSWER QUESTION USER: ASSISTANT: Date: Knowledge ends: 2023",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """What makes a family's files."""
+
+    model_type: str
+    specials: tuple[str, ...]
+    template: str | None
+    eos: str
+    bos: str | None = None
+    pad: str | None = None
+    unk: str | None = None
+    sentencepiece: bool = False
+    prefix_space: bool = False
+    """A word-start mark goes before the text (Llama-2, Mistral)."""
+    adds_bos: bool = False
+    ordinary: tuple[str, ...] = ()
+    """Added tokens that are not special (Gemma's unused ones)."""
+    free_rows: int = 0
+    """Embedding rows beyond the tokenizer's ids."""
+    tied: bool = False
+    config: dict[str, Any] | None = None
+
+
+_RECIPES: dict[TinyFamily, _Recipe] = {
+    "qwen2": _Recipe(
+        model_type="qwen2",
+        specials=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+        template=chat_templates.QWEN25,
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        free_rows=7,
+    ),
+    "lab": _Recipe(
+        model_type="qwen2",
+        specials=("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"),
+        template=chat_templates.LAB,
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        tied=True,
+    ),
+    "llama3": _Recipe(
+        model_type="llama",
+        specials=(
+            "<|begin_of_text|>",
+            "<|end_of_text|>",
+            "<|reserved_special_token_0|>",
+            "<|finetune_right_pad_id|>",
+            "<|start_header_id|>",
+            "<|end_header_id|>",
+            "<|eot_id|>",
+        ),
+        template=chat_templates.LLAMA32,
+        bos="<|begin_of_text|>",
+        eos="<|eot_id|>",
+        adds_bos=True,
+    ),
+    "smollm2": _Recipe(
+        model_type="llama",
+        specials=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+        template=chat_templates.SMOLLM2,
+        bos="<|im_start|>",
+        eos="<|im_end|>",
+        pad="<|im_end|>",
+        unk="<|endoftext|>",
+        tied=True,
+    ),
+    "gemma2": _Recipe(
+        model_type="gemma2",
+        specials=("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
+        ordinary=("<unused0>", "<unused1>"),
+        template=chat_templates.GEMMA2,
+        bos="<bos>",
+        eos="<eos>",
+        pad="<pad>",
+        unk="<unk>",
+        sentencepiece=True,
+        adds_bos=True,
+        tied=True,
+        config={"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8},
+    ),
+    "mistral": _Recipe(
+        model_type="mistral",
+        specials=("<unk>", "<s>", "</s>"),
+        template=chat_templates.MISTRAL,
+        bos="<s>",
+        eos="</s>",
+        unk="<unk>",
+        sentencepiece=True,
+        prefix_space=True,
+        adds_bos=True,
+        config={"sliding_window": None},
+    ),
+    "llama2": _Recipe(
+        model_type="llama",
+        specials=("<unk>", "<s>", "</s>"),
+        template=None,
+        bos="<s>",
+        eos="</s>",
+        unk="<unk>",
+        sentencepiece=True,
+        prefix_space=True,
+        adds_bos=True,
+    ),
+}
+
+
+def write_tiny_llm(folder: Path, family: TinyFamily = "qwen2", *, seed: int = 0, hidden_size: int = HIDDEN) -> Path:
+    """An LLM's folder (config, float32 safetensors, tokenizer, chat template). Same arguments, same bytes of weights.
+
+    Kinds: ``qwen2`` has free embedding rows; ``lab`` is a Qwen2 that knows ``<image>``; ``llama3`` and ``gemma2`` have
+    an unused token; ``smollm2``, ``mistral`` and ``llama2`` are full; ``llama2`` has no chat template.
+    """
+    recipe = _RECIPES[family]
+    tokenizer = tiny_tokenizer(family)
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer) + recipe.free_rows,
+        "hidden_size": hidden_size,
+        "intermediate_size": 2 * hidden_size,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": hidden_size // 4,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": recipe.tied,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **(recipe.config or {}),
+    }
+    if recipe.model_type == "qwen2":
+        del settings["head_dim"]
+    config = AutoConfig.for_model(recipe.model_type, **settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        llm = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return _write(_spread(llm), folder, tokenizer)
+
+
+def write_tiny_tower(folder: Path, kind: TowerKind = "clip", *, seed: int = 0, hidden_size: int = 16) -> Path:
+    """A vision tower's folder for images of 16 x 16 pixels, 16 patches. ``clip_full`` is a CLIP with its text half.
+
+    ``clip`` and ``clip_full`` have a preprocessor_config.json (with a mean of their own), the others none.
+    """
+    shared: dict[str, Any] = {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": SIDE,
+        "patch_size": PATCH,
+    }
+    clip = {"intermediate_size": 32, "projection_dim": 8, **shared}
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tower: PreTrainedModel
+        if kind == "clip":
+            tower = CLIPVisionModel(CLIPVisionConfig(**clip))
+        elif kind == "clip_full":
+            tower = CLIPModel(CLIPConfig(vision_config=clip, text_config={**text, "vocab_size": 64}, projection_dim=8))
+        elif kind == "siglip":
+            tower = SiglipVisionModel(SiglipVisionConfig(intermediate_size=32, **shared))
+        else:
+            tower = Dinov2Model(Dinov2Config(mlp_ratio=2, **shared))
+    processor = CLIPImageProcessorPil(image_mean=[0.4, 0.5, 0.6]) if kind.startswith("clip") else None
+    return _write(_spread(tower), folder, processor)
+
+
+def tiny_tokenizer(family: TinyFamily) -> Any:
+    """A fast tokenizer with the family's special tokens and template; trained on a few lines, encodes any text."""
+    recipe = _RECIPES[family]
+    tokenizer = _sentencepiece_like(recipe) if recipe.sentencepiece else _byte_level(recipe)
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in recipe.ordinary])
+    if recipe.adds_bos:
+        assert recipe.bos is not None
+        start = (recipe.bos, tokenizer.token_to_id(recipe.bos))
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{recipe.bos} $A", pair=f"{recipe.bos} $A {recipe.bos}:1 $B:1", special_tokens=[start]
+        )
+    names = {"bos_token": recipe.bos, "pad_token": recipe.pad, "unk_token": recipe.unk}
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer,
+        eos_token=recipe.eos,
+        **{name: token for name, token in names.items() if token is not None},
+        chat_template=recipe.template,
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _byte_level(recipe: _Recipe) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=360,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(recipe.specials),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_LINES, trainer)
+    return tokenizer
+
+
+def _sentencepiece_like(recipe: _Recipe) -> Tokenizer:
+    """As converted sentencepiece models are: spaces become marks, unknown characters bytes, whole text is one word."""
+    spaces = normalizers.Replace(" ", "▁")
+    normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if recipe.prefix_space else spaces
+    learner = Tokenizer(models.BPE())
+    learner.normalizer = normalizer
+    learner.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    learner.train_from_iterator(_LINES, trainers.BpeTrainer(vocab_size=200, show_progress=False))
+    learned = json.loads(learner.to_str())["model"]
+    pieces = [*recipe.specials, *(f"<0x{byte:02X}>" for byte in range(256)), *learned["vocab"]]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    merges = [(left, right) for left, right in learned["merges"]]
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, unk_token=recipe.unk, fuse_unk=True, byte_fallback=True)
+    )
+    tokenizer.normalizer = normalizer
+    steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if recipe.prefix_space else steps)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in recipe.specials])
+    return tokenizer
+
+
+@torch.no_grad()
+def _spread(model: PreTrainedModel) -> PreTrainedModel:
+    """Makes matrices five times larger: transformers' start (0.02) leaves tiny models all but constant."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.mul_(5)
+    return model
+
+
+def _write(model: PreTrainedModel, folder: Path, beside: Any) -> Path:
+    model.save_pretrained(folder)
+    if beside is not None:
+        beside.save_pretrained(folder)
+    return folder
