@@ -74,15 +74,14 @@ def eval_command(
     benchmarks: Annotated[str, typer.Option(help="Comma-separated names.")] = "lab",
     out: Annotated[Path | None, typer.Option(help="Folder for predictions; default: beside the checkpoint.")] = None,
     limit: Annotated[int | None, typer.Option(help="First so many questions.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions per forward.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions per forward.")] = 64,
     as_json: Json = False,
 ) -> None:
     """Generates and scores. A killed evaluation continues from its predictions."""
-    from dpa.evaluate import evaluate_checkpoint
+    from dpa.evaluate.checkpoint import evaluate_checkpoint, settings_of
 
-    result = evaluate_checkpoint(
-        checkpoint, benchmarks=tuple(benchmarks.split(",")), data=data, out=out, limit=limit, batch_size=batch_size
-    )
+    settings = settings_of(benchmarks=tuple(benchmarks.split(",")), data=data, limit=limit, batch_size=batch_size)
+    result = evaluate_checkpoint(checkpoint, settings=settings, out=out)
     _emit(result.to_dict()) if as_json else typer.echo(result.text())
 
 
@@ -110,20 +109,21 @@ def report_command(run: Annotated[Path, typer.Argument(help="Run folder.", show_
 def lab_make(
     out: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
     seed: Annotated[int, typer.Option(help="World; the same seed gives the same bytes.")] = 0,
-    caption_scenes: Annotated[int | None, typer.Option(help="Scenes with captions.", show_default="4000")] = None,
-    instruction_scenes: Annotated[int | None, typer.Option(help="Scenes with questions.", show_default="3000")] = None,
-    heldout_scenes: Annotated[int | None, typer.Option(help="Scenes kept for evaluation.", show_default="400")] = None,
+    caption_scenes: Annotated[int, typer.Option(min=1, help="Scenes with captions.")] = 4000,
+    instruction_scenes: Annotated[int, typer.Option(min=1, help="Scenes with questions.")] = 3000,
+    heldout_scenes: Annotated[int, typer.Option(min=1, help="Scenes kept for evaluation.")] = 400,
     as_json: Json = False,
 ) -> None:
     """Writes images, captions in two languages, instructions and held-out questions."""
     from dpa.lab.make import make_lab
 
-    counts = {
-        "caption_scenes": caption_scenes,
-        "instruction_scenes": instruction_scenes,
-        "heldout_scenes": heldout_scenes,
-    }
-    manifest = make_lab(out, seed=seed, **{key: value for key, value in counts.items() if value is not None})
+    manifest = make_lab(
+        out,
+        seed=seed,
+        caption_scenes=caption_scenes,
+        instruction_scenes=instruction_scenes,
+        heldout_scenes=heldout_scenes,
+    )
     _emit(manifest.to_dict()) if as_json else typer.echo(manifest.text())
 
 

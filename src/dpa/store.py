@@ -45,7 +45,6 @@ class Entry:
         """Work in progress."""
         return self.folder.with_name(self.folder.name + ".partial")
 
-    @property
     def finished(self) -> bool:
         """The artefact is there, whole."""
         return (self.folder / "manifest.json").is_file()

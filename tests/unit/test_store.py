@@ -16,13 +16,13 @@ from dpa.store import FileDigests, Store, disk_errors, link, write_json
 def test_an_entry_is_published_whole(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     entry = store.entry("proxy", {"rank": 8})
-    assert not entry.finished
+    assert not entry.finished()
     artefact = store.begin(entry) / "artefact"
     artefact.mkdir()
     (artefact / "weights").write_text("w")
     (entry.partial / "state-1").mkdir()
     store.finish(entry, artefact, {"steps": 3})
-    assert entry.finished
+    assert entry.finished()
     assert not entry.partial.exists()
     assert (entry.folder / "weights").read_text() == "w"
     manifest = store.entry("proxy", {"rank": 8}).manifest()

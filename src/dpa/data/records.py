@@ -1,0 +1,201 @@
+"""Samples of a file as a lazy sequence: read once into a memory-mapped index, then opened in an instant.
+
+The index (Arrow IPC) lies in a cache folder under the digest of the file's content, so a changed file gets a new one
+and a moved or touched file does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, overload
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock
+
+from dpa.data.llava import Row, layout_of, read_rows, unit_of
+from dpa.data.samples import ROLES, Sample, Turn
+from dpa.data.settings import DataSource
+from dpa.data.shuffle import Indices, permutation
+from dpa.errors import DataError
+from dpa.store import FileDigests, disk_errors
+
+__all__ = ["ROLES", "Records", "Sample", "Turn", "read_records"]
+
+READER_VERSION: Final = 1
+"""Raise it when the same file no longer gives the same samples."""
+_ROWS: Final = 4096
+"""Records per Arrow batch: what is unpacked around one record, and what is in memory while an index is written."""
+_SCHEMA: Final = pa.schema(
+    [
+        ("number", pa.int64()),
+        ("id", pa.large_string()),
+        ("roles", pa.large_list(pa.int8())),  # places in ROLES
+        ("texts", pa.large_list(pa.large_string())),
+        ("images", pa.large_list(pa.large_string())),
+    ]
+)
+
+READERS: dict[Literal["llava"], Callable[[Path], Iterator[Row]]] = {"llava": read_rows}
+"""Format -> rows of a file. A new format is a new reader here; the index and everything after it stay."""
+
+
+class Records(Sequence[Sample]):
+    """The samples of one source, in the file's order. Opens its memory map at first use, in each process anew.
+
+    ``source[i]`` reads one record; nothing else is held in memory but the chosen rows.
+    """
+
+    def __init__(
+        self, index: Path, *, source: Path, root: Path, unit: str, content: str, rows: Indices | None = None
+    ) -> None:
+        """
+        Args:
+            index: the Arrow file.
+            source: the file that it was made from, for messages.
+            root: folder that image paths are relative to.
+            unit: what record numbers count: ``record`` or ``line``.
+            content: digest of the source file.
+            rows: the chosen rows of the index in this order; None: all.
+        """
+        self.source = source
+        self.root = root
+        self._index = index
+        self._unit = unit
+        self._content = content
+        self._rows = rows
+        self._batches: list[Any] | None = None
+        self._length = self._open()[1] if rows is None else len(rows)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Records: ...
+    def __getitem__(self, index: int | slice) -> Sample | Records:
+        if isinstance(index, slice):
+            return self.select(np.arange(self._length)[index])
+        place = range(self._length)[index]  # negative places, IndexError
+        batch, row = divmod(place if self._rows is None else int(self._rows[place]), _ROWS)
+        columns = self._open()[0][batch]
+        number, name, roles, texts, images = (columns.column(at)[row].as_py() for at in range(len(_SCHEMA)))
+        return Sample(
+            id=name,
+            turns=tuple(Turn(ROLES[role], text) for role, text in zip(roles, texts, strict=True)),
+            images=tuple(images),
+            where=f"{self.source}, {self._unit} {number}",
+        )
+
+    def select(self, places: Indices) -> Records:
+        """The samples at ``places``, in that order; a place may occur more than once."""
+        rows = places if self._rows is None else self._rows[places]
+        return Records(
+            self._index, source=self.source, root=self.root, unit=self._unit, content=self._content, rows=rows
+        )
+
+    def images(self) -> Iterator[tuple[str, ...]]:
+        """The image paths of every sample in order; much faster than reading the samples."""
+        column = _SCHEMA.get_field_index("images")
+        if self._rows is None:
+            for batch in self._open()[0]:
+                yield from map(tuple, batch.column(column).to_pylist())
+            return
+        for start in range(0, len(self._rows), _ROWS):
+            rows = self._rows[start : start + _ROWS]
+            listed: list[Any] = [None] * len(rows)
+            for number in np.unique(rows // _ROWS):
+                here = np.flatnonzero(rows // _ROWS == number)
+                taken = self._open()[0][int(number)].column(column).take(pa.array(rows[here] % _ROWS))
+                for place, names in zip(here, taken.to_pylist(), strict=True):
+                    listed[place] = tuple(names)
+            yield from listed
+
+    @property
+    def digest(self) -> str:
+        """Of the content: the source file's bytes, how they are read, and which rows. Paths play no part."""
+        rows = "all" if self._rows is None else hashlib.sha256(self._rows.astype("<i8").tobytes()).hexdigest()
+        return hashlib.sha256(f"{READER_VERSION}/{self._content}/{rows}".encode()).hexdigest()
+
+    def _open(self) -> tuple[list[Any], int]:
+        if self._batches is None:
+            try:
+                reader = pa.ipc.open_file(pa.memory_map(str(self._index)))
+                self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+            except (OSError, pa.ArrowInvalid) as error:
+                raise DataError(
+                    f"{self._index}, the index of {self.source}, cannot be read ({error}); remove it, it is made anew"
+                ) from None
+        return self._batches, sum(batch.num_rows for batch in self._batches)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_batches": None}  # a map belongs to its process
+
+
+def read_records(source: DataSource, cache_dir: Path, *, seed: int) -> Records:
+    """Opens a source; the first time, reads it into its index.
+
+    Args:
+        source: file, image folder, limit.
+        cache_dir: where indices are kept; may be shared by processes and runs.
+        seed: the run's; draws the samples of ``limit``.
+
+    Raises:
+        DataError: the file is missing or not what its format says; names record or line.
+        StorageError: the cache cannot be written.
+    """
+    path = source.path
+    if not path.is_file():
+        raise DataError(f"data file {path} {'is not a file' if path.exists() else 'does not exist'}")
+    root = path.parent if source.images is None else source.images
+    if not root.is_dir():
+        raise DataError(f"image folder {root} of {path} does not exist; set `images` to the folder of its images")
+    unit = unit_of(layout_of(path))
+    folder = cache_dir / "records"
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "index.lock"):  # one process reads, the others wait for its index
+            try:
+                content = FileDigests(folder / "digests.json").file(path)
+            except PermissionError as error:
+                raise DataError(f"data file {path} cannot be read: {error.strerror}") from None
+            # .json and .jsonl: the same bytes may be a list for one and a broken line for the other
+            index = folder / f"{content[:40]}-{unit}-v{READER_VERSION}.arrow"
+            if not index.is_file():
+                _write_index(READERS["llava"](path), index)
+    records = Records(index, source=path, root=root, unit=unit, content=content)
+    if source.limit is not None and source.limit < len(records):
+        drawn = permutation(len(records), seed=seed, stream=f"limit {content}")[: source.limit]
+        return records.select(np.sort(drawn))
+    return records
+
+
+def _write_index(rows: Iterator[Row], index: Path) -> None:
+    """Atomic: a reader sees a whole index or none."""
+    temporary = index.with_name(f"{index.name}.{os.getpid()}.tmp")
+    try:
+        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
+            while chunk := list(itertools.islice(rows, _ROWS)):
+                writer.write_batch(_batch(chunk))
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, index)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _batch(rows: Sequence[Row]) -> Any:
+    columns = [
+        [row.number for row in rows],
+        [row.id for row in rows],
+        [[ROLES.index(turn.role) for turn in row.turns] for row in rows],
+        [[turn.text for turn in row.turns] for row in rows],
+        [list(row.images) for row in rows],
+    ]
+    arrays = [pa.array(values, type=field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
+    return pa.record_batch(arrays, schema=_SCHEMA)

@@ -1,0 +1,160 @@
+"""The audit's text half: every sample tokenised once, on all cores where there are many, remembered on disk."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import transformers
+from numpy.typing import NDArray
+
+from dpa.data.chat import ENCODING_VERSION
+from dpa.data.dataset import StageData
+from dpa.data.loader import read_ahead
+from dpa.errors import DataError
+from dpa.store import digest_of, fsync_folder
+
+PARALLEL_FROM = 20_000
+"""Samples; fewer are tokenised before worker processes are up."""
+_CHUNK = 512
+_MAX_WORKERS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class TextFacts:
+    """Per sample of the stage (N of them)."""
+
+    lengths: NDArray[np.int32]
+    """int32 [N]; 0 for unusable samples."""
+    supervised: NDArray[np.int32]
+    """int32 [N]; supervised tokens."""
+    cut: NDArray[np.int32]
+    """int32 [N]; tokens beyond max_length."""
+    problems: dict[int, str]
+    """Number -> why it cannot be used."""
+
+
+def text_facts(data: StageData, folder: Path, progress: Callable[[int], Any]) -> TextFacts:
+    """Tokenises all samples, or reads what an earlier call found.
+
+    Args:
+        data: the stage.
+        folder: where results are kept.
+        progress: called with the number of samples done.
+
+    Raises:
+        OSError: the folder is not writable.
+    """
+    path = folder / f"text-{_key(data)[:40]}.npz"
+    facts = _load(path, len(data))
+    if facts is None:
+        facts = _compute(data, progress)
+        _save(path, facts)
+    progress(len(data))
+    return facts
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Of everything that decides ids; not of padding and truncation, which calls change."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state |= {"padding": None, "truncation": None}
+    return digest_of([type(tokenizer).__name__, state, {k: str(v) for k, v in tokenizer.special_tokens_map.items()}])
+
+
+def _key(data: StageData) -> str:
+    return digest_of(
+        {
+            "version": ENCODING_VERSION,
+            "libraries": [transformers.__version__, tokenizers.__version__],
+            "records": [source.digest for source in data.sources],
+            "tokenizer": tokenizer_digest(data.tokenizer),
+            "rules": asdict(data.rules),
+            "format": data.format,
+            "with_images": data.with_images,
+            "max_length": data.max_length,
+        }
+    )
+
+
+class _Chunks:
+    """Number of a chunk -> facts of its samples; run in the workers."""
+
+    def __init__(self, data: StageData) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return -(-len(self._data) // _CHUNK)
+
+    def __getitem__(self, number: int) -> TextFacts:
+        indices = range(number * _CHUNK, min((number + 1) * _CHUNK, len(self._data)))
+        lengths, supervised, cut = np.zeros((3, len(indices)), dtype=np.int32)
+        problems = {}
+        for place, index in enumerate(indices):
+            try:
+                encoded = self._data.encode(self._data.sample(index))
+            except DataError as error:
+                problems[index] = str(error)
+            else:
+                lengths[place] = len(encoded.input_ids)
+                supervised[place] = sum(encoded.supervised)
+                cut[place] = encoded.cut
+        return TextFacts(lengths, supervised, cut, problems)
+
+
+def _compute(data: StageData, progress: Callable[[int], Any]) -> TextFacts:
+    chunks = _Chunks(data)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores, _MAX_WORKERS) if len(data) >= PARALLEL_FROM and cores > 1 else 0
+    parts: list[TextFacts] = []
+    found: Iterator[TextFacts] = read_ahead(chunks, range(len(chunks)), workers)
+    for part in found:
+        parts.append(part)
+        progress(min(len(parts) * _CHUNK, len(data)))
+    return TextFacts(
+        lengths=np.concatenate([part.lengths for part in parts]),
+        supervised=np.concatenate([part.supervised for part in parts]),
+        cut=np.concatenate([part.cut for part in parts]),
+        problems={index: reason for part in parts for index, reason in part.problems.items()},
+    )
+
+
+def _save(path: Path, facts: TextFacts) -> None:
+    """One file, atomic."""
+    problems = json.dumps(sorted(facts.problems.items())).encode()
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        lengths=facts.lengths,
+        supervised=facts.supervised,
+        cut=facts.cut,
+        problems=np.frombuffer(problems, dtype=np.uint8),
+    )
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _load(path: Path, count: int) -> TextFacts | None:
+    """None where there is nothing usable."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            problems = arrays["problems"].tobytes()
+            facts = TextFacts(arrays["lengths"], arrays["supervised"], arrays["cut"], dict(json.loads(problems)))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return facts if len(facts.lengths) == count else None

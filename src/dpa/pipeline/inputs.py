@@ -1,0 +1,163 @@
+"""What the stages start from: model parts and data, each with the digest that its stage's key holds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.utils.hub import cached_file
+
+from dpa.data.audit import Audit, audit
+from dpa.data.dataset import StageData
+from dpa.data.images import ImageTransform
+from dpa.data.records import read_records
+from dpa.log import get_logger
+from dpa.models.families import family_of, text_rules
+from dpa.models.parts import image_tokens_of, load_tokenizer, resolve_part, tower_config
+from dpa.models.processor import make_image_processor
+from dpa.recipe import STAGES, Recipe, StageName
+from dpa.store import FileDigests, Store
+from dpa.train.batches import StageBatches
+from dpa.train.settings import StageSettings
+from dpa.types import TextRules
+
+log = get_logger(__name__)
+
+_MODEL_FILES = (".json", ".jinja", ".safetensors", ".bin", ".model", ".txt", ".gguf")
+"""What of a model folder decides its behaviour; notes and pictures do not."""
+
+
+def store_of(recipe: Recipe) -> Store:
+    """The recipe's store, else ``DPA_STORE``, else ``output/.store``."""
+    root = recipe.store or os.environ.get("DPA_STORE") or recipe.output / ".store"
+    return Store(Path(root))
+
+
+@dataclass(frozen=True, slots=True)
+class StageInput:
+    """One stage's data, checked."""
+
+    data: StageData
+    """The kept samples."""
+    audit: Audit
+
+    def batches(self, recipe: Recipe, settings: StageSettings, rules: TextRules) -> StageBatches:
+        """For the loop."""
+        return StageBatches(
+            data=self.data,
+            lengths=self.audit.lengths,
+            has_image=self.audit.has_image,
+            rules=rules,
+            settings=settings,
+            seed=recipe.seed,
+            workers=recipe.data.workers,
+        )
+
+
+class Inputs:
+    """Model parts and data of a recipe. What several stages read is opened and checked once."""
+
+    def __init__(self, recipe: Recipe, store: Store) -> None:
+        """
+        Raises:
+            ModelError: a part is missing, unknown, or does not fit.
+        """
+        self.recipe = recipe
+        self._cache = store.root / ".cache"
+        self._cache.mkdir(exist_ok=True)
+        self._digests = FileDigests(self._cache / "digests.json")
+        self.tokenizer: Any = load_tokenizer(recipe.model)
+        self.tower_config: Any = tower_config(recipe.model)
+        llm = resolve_part(recipe.model.llm)
+        config = AutoConfig.from_pretrained(
+            llm, revision=recipe.model.llm_revision, trust_remote_code=recipe.model.trust_remote_code
+        )
+        self.rules = text_rules(family_of(config, self.tokenizer), self.tokenizer, image_tokens_of(self.tower_config))
+        self._stages: dict[StageName, StageInput] = {}
+
+    @cached_property
+    def llm(self) -> str:
+        """Digest of the original LLM's files, tokenizer included."""
+        return self._part(self.recipe.model.llm, self.recipe.model.llm_revision)
+
+    @cached_property
+    def tower(self) -> str:
+        """Digest of the vision tower's files."""
+        return self._part(self.recipe.model.vision_tower, self.recipe.model.vision_tower_revision)
+
+    @cached_property
+    def connector_from(self) -> str | None:
+        """Digest of the connector that stage 2 starts from; None: a fresh one."""
+        path = self.recipe.model.connector_from
+        if path is None:
+            return None
+        return self._digests.folder(path, suffixes=_MODEL_FILES) if path.is_dir() else self._digests.file(path)
+
+    def stage(self, stage: StageName) -> StageInput:
+        """A stage's data, read and checked at the first call.
+
+        Raises:
+            DataError: a file is missing or malformed, or too many samples are unusable.
+        """
+        if stage not in self._stages:
+            self._stages[stage] = self._open(stage)
+        return self._stages[stage]
+
+    def _open(self, stage: StageName) -> StageInput:
+        recipe, settings = self.recipe, settings_of(self.recipe, stage)
+        sources = recipe.data.instructions if stage == "finetune" else recipe.data.captions
+        records = [read_records(source, self._cache, seed=recipe.seed) for source in sources]
+        with_images = stage != "proxy"
+        transform = None
+        if with_images:
+            processor = make_image_processor(recipe.model, self.tower_config, settings.image_mode)
+            side = int(self.tower_config.image_size)
+            transform = ImageTransform(processor, settings.image_mode, side, max_pixels=recipe.data.max_image_pixels)
+        data = StageData(
+            records,
+            self.tokenizer,
+            self.rules,
+            format=settings.format,
+            with_images=with_images,
+            max_length=settings.max_length,
+            transform=transform,
+            max_image_pixels=recipe.data.max_image_pixels,
+        )
+        checked = audit(data, max_bad_share=recipe.data.max_bad_share, cache_dir=self._cache)
+        if checked.quarantined:
+            shown = "; ".join(f"{item.id} ({item.where}): {item.reason}" for item in checked.quarantined[:3])
+            log.warning(
+                "stage %s: %d of %d samples are left out: %s", stage, len(checked.quarantined), checked.samples, shown
+            )
+        return StageInput(data=data.select(checked.kept), audit=checked)
+
+    @property
+    def llm_folder(self) -> Path:
+        """Where the original LLM's files lie on this machine."""
+        source = resolve_part(self.recipe.model.llm)
+        if Path(source).is_dir():
+            return Path(source)
+        return Path(str(cached_file(source, "config.json", revision=self.recipe.model.llm_revision))).parent
+
+    def _part(self, name: str, revision: str | None) -> str:
+        source = resolve_part(name)
+        if Path(source).is_dir():
+            return self._digests.folder(Path(source), suffixes=_MODEL_FILES)
+        # A hub id: the local copy's folder is named after its commit, which fixes every file.
+        config = cached_file(source, "config.json", revision=revision)
+        return f"{source}@{Path(str(config)).parent.name}"
+
+
+def settings_of(recipe: Recipe, stage: StageName) -> StageSettings:
+    """A stage's settings."""
+    of: dict[StageName, StageSettings] = {
+        "proxy": recipe.stages.proxy,
+        "pretrain": recipe.stages.pretrain,
+        "finetune": recipe.stages.finetune,
+    }
+    assert tuple(of) == STAGES
+    return of[stage]

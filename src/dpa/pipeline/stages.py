@@ -1,0 +1,255 @@
+"""The stages as data: a table of three rows. What differs between them is how the model is joined and what is kept."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoConfig
+
+from dpa.errors import CheckpointError
+from dpa.log import get_logger
+from dpa.models.checkpoint_io import save_checkpoint
+from dpa.models.digest import digest_of_llm, digest_of_part
+from dpa.models.freeze import set_trainable
+from dpa.models.legacy import write_mm_projector
+from dpa.models.lora import attach_lora, save_adapter
+from dpa.models.parts import grow_vocabulary, load_llm, resolve_part
+from dpa.models.vlm import Vlm, build_vlm
+from dpa.pipeline.folder import ARTEFACTS, versions
+from dpa.pipeline.inputs import Inputs, StageInput, settings_of
+from dpa.recipe import MethodName, Recipe, StageName
+from dpa.store import Entry, disk_errors
+from dpa.train.job import StageJob
+from dpa.train.loop import train_stage
+from dpa.train.parallel import compute_dtype
+from dpa.train.settings import StageSettings
+from dpa.train.step import step_settings
+
+log = get_logger(__name__)
+
+_DO_NOT_MATTER = {"save_steps"}
+"""Settings of a stage that change nothing in its result."""
+_OF_RELEVANCE = {"minimum", "maximum", "window", "text_positions"}
+"""Settings that the uniform objective does not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageRun:
+    """One stage of one method, about to be trained."""
+
+    recipe: Recipe
+    method: MethodName
+    stage: StageName
+    inputs: Inputs
+    data: StageInput
+    done: dict[StageName, Entry]
+    """Earlier stages of this method."""
+    entry: Entry
+    log_dir: Path
+
+    @property
+    def settings(self) -> StageSettings:
+        """Of this stage."""
+        return settings_of(self.recipe, self.stage)
+
+    @property
+    def frozen_dtype(self) -> torch.dtype:
+        """Of weights that are not trained."""
+        return compute_dtype(self.recipe.train)
+
+    def artefact_of(self, stage: StageName) -> Path | None:
+        """What an earlier stage left; None where the method has no such stage."""
+        return self.done[stage].folder / ARTEFACTS[stage] if stage in self.done else None
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A joined model."""
+
+    model: nn.Module
+    vlm: Vlm | None
+    """None in stage 1, which has no image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One row."""
+
+    join: Callable[[StageRun], Made]
+    prove: Callable[[StageRun, Made], dict[str, Any]]
+    """What must hold before training; returns what the manifest says about it."""
+    keep: Callable[[StageRun, Made, Path], dict[str, Any]]
+    """Writes the artefact into a folder; returns what the manifest says about it."""
+
+
+def stage_inputs(
+    recipe: Recipe,
+    method: MethodName,
+    stage: StageName,
+    inputs: Inputs,
+    data: StageInput,
+    done: dict[StageName, Entry],
+) -> dict[str, Any]:
+    """Everything that a stage's result depends on (JSON-able): the content of its key."""
+    objective = recipe.objective(method, stage)
+    dropped = _DO_NOT_MATTER | (_OF_RELEVANCE if objective == "uniform" else set()) | {"objective"}
+    settings = settings_of(recipe, stage).model_dump(mode="json", exclude=dropped)
+    train = recipe.train
+    found: dict[str, Any] = {
+        "objective": objective,
+        "fidelity": recipe.fidelity,
+        "seed": recipe.seed,
+        "settings": settings,
+        "precision": train.precision,
+        "attention": recipe.model.attention,
+        "data": data.audit.digest,
+        "llm": inputs.llm,
+    }
+    if stage != "proxy":
+        found["tower"] = inputs.tower
+        found["vision_feature_layer"] = recipe.model.vision_feature_layer
+    if stage == "pretrain":
+        found["proxy"] = done["proxy"].key if "proxy" in done else None
+        found["connector_from"] = inputs.connector_from
+    if stage == "finetune":
+        found["connector"] = done["pretrain"].key
+    return found
+
+
+def run_stage(run: StageRun) -> tuple[Path, dict[str, Any]]:
+    """Joins, trains, keeps. Returns the folder to publish and the manifest's content."""
+    row = STAGE_TABLE[run.stage]
+    made = row.join(run)
+    trainable = set_trainable(made.model, run.stage)
+    log.info("%s", trainable)
+    job = StageJob(
+        stage=run.stage,
+        model=made.model,
+        step=step_settings(
+            run.settings, objective_name=run.recipe.objective(run.method, run.stage), fidelity=run.recipe.fidelity
+        ),
+        settings=run.settings,
+        train=run.recipe.train,
+        seed=run.recipe.seed,
+        batches=run.data.batches(run.recipe, run.settings, run.inputs.rules),
+        work=run.entry.partial,
+        fingerprint=run.entry.key,
+        log_dir=run.log_dir,
+    )
+    proof = row.prove(run, made)
+    result = train_stage(job)
+    artefact = run.entry.partial / "artefact"
+    with disk_errors(artefact):
+        shutil.rmtree(artefact, ignore_errors=True)
+        artefact.mkdir()
+        kept = row.keep(run, made, artefact)
+        shutil.copyfile(result.metrics, artefact / "metrics.jsonl")
+    manifest = {
+        "method": run.method,
+        "summary": result.summary(),
+        "trainable": {"parts": trainable.numel_by_part, "total": trainable.total, "frozen": trainable.frozen},
+        "data": run.data.audit.summary(),
+        **proof,
+        "versions": versions(),
+        **kept,
+    }
+    return artefact, manifest
+
+
+def _prove_nothing(run: StageRun, made: Made) -> dict[str, Any]:
+    return {}
+
+
+def _prove_original(run: StageRun, made: Made) -> dict[str, Any]:
+    """Stage 3 starts from the original LLM: its tensors in memory against the original's own files.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    memory = digest_of_llm(made.model)
+    original = _original_digest(run, made)
+    if memory != original:
+        raise CheckpointError(
+            f"stage 3 would not start from the original LLM: {run.recipe.model.llm} has digest {original[:12]}, the "
+            f"joined model's LLM {memory[:12]}; remove {run.entry.partial} and start again"
+        )
+    return {"llm_original": original, "llm_at_start": memory}
+
+
+def _original_digest(run: StageRun, made: Made) -> str:
+    rows = made.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    folder = run.inputs.llm_folder
+    if rows == AutoConfig.from_pretrained(folder).get_text_config().vocab_size:
+        return digest_of_llm(folder, cast=torch.float32)
+    llm = load_llm(run.recipe.model, dtype=torch.float32)  # the vocabulary has grown by the image token
+    grow_vocabulary(llm, rows)
+    return digest_of_llm(llm)
+
+
+def _join_proxy(run: StageRun) -> Made:
+    recipe = run.recipe
+    llm = load_llm(recipe.model, dtype=run.frozen_dtype)
+    return Made(attach_lora(llm, recipe.stages.proxy.lora, seed=recipe.seed), None)
+
+
+def _keep_adapter(run: StageRun, made: Made, folder: Path) -> dict[str, Any]:
+    model = run.recipe.model
+    digest = digest_of_part(resolve_part(model.llm), model.llm_revision)
+    assert isinstance(made.model, PeftModel)
+    save_adapter(made.model, folder / ARTEFACTS["proxy"], base=model.llm, base_digest=digest)
+    return {"llm_files": digest}
+
+
+def _join_pretrain(run: StageRun) -> Made:
+    vlm = build_vlm(
+        run.recipe.model,
+        adapter=run.artefact_of("proxy"),
+        dtype=run.frozen_dtype,
+        seed=run.recipe.seed,
+        image_mode=run.settings.image_mode,
+    )
+    return Made(vlm.model, vlm)
+
+
+def _keep_connector(run: StageRun, made: Made, folder: Path) -> dict[str, Any]:
+    assert made.vlm is not None
+    place = folder / ARTEFACTS["pretrain"]
+    place.mkdir()
+    write_mm_projector(made.vlm.model.model.multi_modal_projector, place / "mm_projector.bin")
+    return {}
+
+
+def _join_finetune(run: StageRun) -> Made:
+    connector = run.artefact_of("pretrain")
+    assert connector is not None, "stage 2 comes before stage 3"
+    vlm = build_vlm(
+        run.recipe.model,
+        connector=connector / "mm_projector.bin",
+        dtype=torch.float32,  # trained: fp32 weights and optimizer states, whatever the compute dtype
+        tower_dtype=run.frozen_dtype,
+        seed=run.recipe.seed,
+        image_mode=run.settings.image_mode,
+    )
+    return Made(vlm.model, vlm)
+
+
+def _keep_checkpoint(run: StageRun, made: Made, folder: Path) -> dict[str, Any]:
+    assert made.vlm is not None
+    dtype = torch.bfloat16 if run.frozen_dtype == torch.bfloat16 else None
+    save_checkpoint(made.vlm, folder / ARTEFACTS["finetune"], dtype=dtype)
+    return {"llm_at_end": digest_of_llm(made.model)}
+
+
+STAGE_TABLE: dict[StageName, Stage] = {
+    "proxy": Stage(join=_join_proxy, prove=_prove_nothing, keep=_keep_adapter),
+    "pretrain": Stage(join=_join_pretrain, prove=_prove_nothing, keep=_keep_connector),
+    "finetune": Stage(join=_join_finetune, prove=_prove_original, keep=_keep_checkpoint),
+}
+"""Method, table of stages."""
