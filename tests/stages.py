@@ -192,7 +192,7 @@ def digest(weights: Mapping[str, torch.Tensor]) -> str:
     return found.hexdigest()
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - it stands for a kill, not for an error
     """Stands for whatever ends a process between two steps."""
 
 

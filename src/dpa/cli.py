@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dpa.errors import DpaError, UserError
-from dpa.log import setup_logging
+from dpa.log import quiet_libraries, setup_logging
 
 app = typer.Typer(
     name="dpa",
@@ -59,6 +59,7 @@ def run_command(
     from dpa.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
+    quiet_libraries()
     if dry_run:
         plan = plan_only(loaded, until=until)
         _emit(plan.to_dict()) if as_json else typer.echo(plan.text())
@@ -80,6 +81,7 @@ def eval_command(
     """Generates and scores. A killed evaluation continues from its predictions."""
     from dpa.evaluate.checkpoint import evaluate_checkpoint, settings_of
 
+    quiet_libraries()
     settings = settings_of(benchmarks=tuple(benchmarks.split(",")), data=data, limit=limit, batch_size=batch_size)
     result = evaluate_checkpoint(checkpoint, settings=settings, out=out)
     _emit(result.to_dict()) if as_json else typer.echo(result.text())

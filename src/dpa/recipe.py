@@ -197,6 +197,7 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     tree = _parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of settings, this is {type(tree).__name__}")
+    tree = dict(_unshared(tree))
     parent = tree.pop("extends", None)
     if parent is None:
         return tree
@@ -206,6 +207,13 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if "methods" in tree:
         base.pop("method", None)
     return _merge(base, tree)
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which what a YAML alias (``*name``) repeats is repeated: an override must reach one place only."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def _nearby(path: Path) -> str:

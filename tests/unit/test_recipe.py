@@ -124,3 +124,10 @@ def test_wrong_files(tmp_path: Path, base: Path) -> None:
 def test_recipes_need_no_torch() -> None:
     code = "import sys, dpa.recipe; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_override_reaches_one_of_two_aliases(base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "aliased.yaml"
+    path.write_text(f"extends: {base}\nstages: {{pretrain: &same {{max_steps: 3}}, finetune: *same}}\n")
+    stages = load_recipe(path, ["stages.finetune.max_steps=5"]).stages
+    assert (stages.pretrain.max_steps, stages.finetune.max_steps) == (3, 5)

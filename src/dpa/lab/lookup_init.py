@@ -22,7 +22,7 @@ Legend: D head dimension, H hidden.
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
 
 import torch
 from transformers import Qwen2ForCausalLM
@@ -48,7 +48,7 @@ class _Wiring:
     """The subspaces of one model, and how a head is set to use them."""
 
     def __init__(self, model: Qwen2ForCausalLM, deviation: float, generator: torch.Generator) -> None:
-        config = model.config
+        config: Any = model.config
         self.hidden = config.hidden_size
         self.head = self.hidden // config.num_attention_heads
         self.content = self.hidden - _SLOTS * self.head
@@ -77,7 +77,7 @@ class _Wiring:
     def rows(self, head: int) -> slice:
         return slice(head * self.head, (head + 1) * self.head)
 
-    def look_back(self, attention: torch.nn.Module, head: int, offset: int, pairs: int) -> None:
+    def look_back(self, attention: Any, head: int, offset: int, pairs: int) -> None:
         """Attend to the token ``offset`` back: constant queries and keys that the rotary embedding turns apart."""
         query, key = attention.q_proj, attention.k_proj
         for projection in (query, key):
@@ -90,9 +90,7 @@ class _Wiring:
         query.bias[start : start + pairs] = radius * torch.cos(angle)
         query.bias[start + half : start + half + pairs] = radius * torch.sin(angle)
 
-    def match(
-        self, attention: torch.nn.Module, head: int, query: torch.Tensor, key: torch.Tensor, apart: float
-    ) -> None:
+    def match(self, attention: Any, head: int, query: torch.Tensor, key: torch.Tensor, apart: float) -> None:
         """Attend where ``key`` reads what ``query`` reads here; ``apart`` pushes the match away from here."""
         for projection, reader in ((attention.q_proj, query), (attention.k_proj, key)):
             matrix = torch.zeros(self.head, self.hidden)
@@ -104,9 +102,7 @@ class _Wiring:
         attention.q_proj.bias[start : start + _FAST_PAIRS - 1] = -push
         attention.k_proj.bias[start : start + _FAST_PAIRS - 1] = push
 
-    def copy(
-        self, attention: torch.nn.Module, head: int, source: torch.Tensor, target: torch.Tensor, size: float
-    ) -> None:
+    def copy(self, attention: Any, head: int, source: torch.Tensor, target: torch.Tensor, size: float) -> None:
         """What ``source`` reads is written where ``target`` reads."""
         attention.v_proj.weight[self.rows(head)] = source
         attention.o_proj.weight[:, self.rows(head)] = target.T * (self.deviation * size)

@@ -37,7 +37,7 @@ ASSETS = Path(__file__).parent / "assets" / "llm"
 class Settings:
     """All that decides the result."""
 
-    steps: int = 4500
+    steps: int = 4000
     batch: int = 24
     length: int = 160
     """Tokens per sequence."""
@@ -72,8 +72,8 @@ def curriculum(step: int, settings: Settings) -> Mixture:
         return Mixture(2, 3, captions=0.05, describe=0.1, compact=0.4, kinds=kinds)
     if phase < 4:
         return Mixture(kinds=tuple((kind, 1.0 if kind in direct else 1.75) for kind in KINDS))
-    # Direct look-ups come early; what needs two look-ups and a comparison comes last and is asked most from here on.
-    often = {"size": 1.0, "position": 1.5, "count": 2.0, "comparison": 3.0, "relation": 3.0}
+    # Most look-ups come early; places and counting come last and are asked most from here on.
+    often = {"position": 2.0, "count": 3.0, "comparison": 1.0, "relation": 2.0}
     return Mixture(kinds=tuple((kind, often.get(kind, 0.5)) for kind in KINDS))
 
 

@@ -49,8 +49,10 @@ _CLS_WEIGHT = 0.2
 class Settings:
     """All that decides the result."""
 
-    scenes: int = 40_000
-    steps: int = 2_500
+    scenes: int = 48_000
+    steps: int = 1_000
+    schedule: int = 6_000
+    """Steps after which the learning rate would be zero. Every probe is past its target at 1,000."""
     batch: int = 128
     hidden: int = 128
     layers: int = 5
@@ -58,7 +60,7 @@ class Settings:
     intermediate: int = 512
     patch: int = 16
     learning_rate: float = 1e-3
-    warmup: int = 200
+    warmup: int = 300
     weight_decay: float = 0.05
     clip: float = 1.0
     seed: int = 0
@@ -158,10 +160,10 @@ def rescale(tower: CLIPVisionModel, factor: float) -> None:
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """Linear warm-up, then a cosine down to nothing."""
+    """Linear warm-up, then a cosine over the schedule."""
     if step < settings.warmup:
         return settings.learning_rate * (step + 1) / settings.warmup
-    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    progress = (step - settings.warmup) / max(1, settings.schedule - settings.warmup)
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -295,13 +297,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ASSETS)
     parser.add_argument("--state", type=Path, help="file to save the run in every 50 steps, and to continue from")
     parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--schedule", type=int, default=defaults.schedule)
     parser.add_argument("--scenes", type=int, default=defaults.scenes)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--save-every", type=int, default=1000)
+    parser.add_argument("--save-every", type=int, default=500)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    settings = Settings(steps=arguments.steps, scenes=arguments.scenes, seed=arguments.seed)
+    settings = Settings(
+        steps=arguments.steps, schedule=arguments.schedule, scenes=arguments.scenes, seed=arguments.seed
+    )
     result = train(
         settings, arguments.out, workers=arguments.threads, save_every=arguments.save_every, state=arguments.state
     )

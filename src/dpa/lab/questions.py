@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Final
 
 from dpa.lab.language import COUNTS
-from dpa.lab.scenes import COLOURS, COLUMNS, MAX_OBJECTS, ROWS, SHAPES, SIZES, TEXTURES, Scene, Thing
+from dpa.lab.scenes import COLOURS, COLUMNS, GRID, MAX_OBJECTS, ROWS, SHAPES, SIZES, TEXTURES, Scene, Thing
 
 PLACES: Final = tuple(f"{row} {column}" for row in ROWS for column in COLUMNS)
 YES_NO: Final = ("yes", "no")
@@ -35,13 +35,12 @@ _PHRASINGS: Final = MappingProxyType(
             "is there a thing {x}?",
             "do you see a thing {x}?",
         ),
-        "comparison/colour": ("is {x} the same colour as {y}?", "does {x} have the same colour as {y}?"),
-        "comparison/size": ("is {x} the same size as {y}?", "does {x} have the same size as {y}?"),
-        "comparison/larger": ("is {x} larger than {y}?", "is {y} smaller than {x}?"),
+        "comparison/larger": ("is {x} larger than {y}?", "is {x} the larger one beside {y}?"),
+        "comparison/smaller": ("is {x} smaller than {y}?", "is {x} the smaller one beside {y}?"),
         "relation/left": ("is {x} left of {y}?", "is {x} to the left of {y}?"),
         "relation/right": ("is {x} right of {y}?", "is {x} to the right of {y}?"),
-        "relation/above": ("is {x} above {y}?",),
-        "relation/below": ("is {x} below {y}?",),
+        "relation/above": ("is {x} above {y}?", "is {x} higher up than {y}?"),
+        "relation/below": ("is {x} below {y}?", "is {x} further down than {y}?"),
     }
 )
 """Form -> its phrasings. What stands before the slash is the kind. What is asked about stands last wherever it can."""
@@ -132,25 +131,26 @@ def _count_facts(scene: Scene) -> Iterator[_Fact]:
             yield _Fact("count/some", COUNTS[number], name)
 
 
-def _existence_facts(scene: Scene) -> Iterator[_Fact]:
-    def answer(holds: bool) -> str:
-        return "yes" if holds else "no"
+def _yes_no(holds: bool) -> str:
+    return "yes" if holds else "no"
 
+
+def _existence_facts(scene: Scene) -> Iterator[_Fact]:
     shapes = {thing.shape for thing in scene.things}
     colours = {thing.colour for thing in scene.things}
     pairs = {(thing.colour, thing.shape) for thing in scene.things}
     places = {thing.place for thing in scene.things}
     for shape in SHAPES:
-        yield _Fact("existence/thing", answer(shape in shapes), shape)
+        yield _Fact("existence/thing", _yes_no(shape in shapes), shape)
     for colour in COLOURS:
-        yield _Fact("existence/thing", answer(colour in colours), f"{colour} thing")
+        yield _Fact("existence/thing", _yes_no(colour in colours), f"{colour} thing")
     for colour in COLOURS:
         for shape in SHAPES:
             # A missing pair is asked for only where one half of it is there: looking at one word is not enough.
             if (colour, shape) in pairs or (colour in colours) != (shape in shapes):
-                yield _Fact("existence/thing", answer((colour, shape) in pairs), f"{colour} {shape}")
+                yield _Fact("existence/thing", _yes_no((colour, shape) in pairs), f"{colour} {shape}")
     for place in PLACES:
-        yield _Fact("existence/place", answer(place in places), place)
+        yield _Fact("existence/place", _yes_no(place in places), place)
 
 
 def _pairs(scene: Scene) -> Iterator[tuple[Thing, Thing]]:
@@ -161,28 +161,27 @@ def _pairs(scene: Scene) -> Iterator[tuple[Thing, Thing]]:
 
 
 def _comparison_facts(scene: Scene) -> Iterator[_Fact]:
+    """Only pairs of different size, so that the opposite question has the opposite answer."""
     for one, other in _pairs(scene):
-        for x in _names(scene, one, "colour")[:1]:
-            for y in _names(scene, other, "colour")[:1]:
-                yield _Fact("comparison/colour", "yes" if one.colour == other.colour else "no", x, y)
+        if one.size == other.size:
+            continue
         for x in _names(scene, one):
             for y in _names(scene, other):
-                yield _Fact("comparison/size", "yes" if one.size == other.size else "no", x, y)
-                if one.size != other.size:
-                    yield _Fact("comparison/larger", "yes" if one.size == "large" else "no", x, y)
+                yield _Fact("comparison/larger", _yes_no(one.size == "large"), x, y)
+                yield _Fact("comparison/smaller", _yes_no(one.size == "small"), x, y)
 
 
 def _relation_facts(scene: Scene) -> Iterator[_Fact]:
-    """Only pairs that differ along the asked axis, so that the opposite question has the opposite answer."""
+    """Only pairs at opposite ends of the asked axis: they differ at a glance, in the picture as in the description."""
     for one, other in _pairs(scene):
         for x in _names(scene, one):
             for y in _names(scene, other):
-                if one.column != other.column:
-                    yield _Fact("relation/left", "yes" if one.column < other.column else "no", x, y)
-                    yield _Fact("relation/right", "yes" if one.column > other.column else "no", x, y)
-                if one.row != other.row:
-                    yield _Fact("relation/above", "yes" if one.row < other.row else "no", x, y)
-                    yield _Fact("relation/below", "yes" if one.row > other.row else "no", x, y)
+                if abs(one.column - other.column) == GRID - 1:
+                    yield _Fact("relation/left", _yes_no(one.column < other.column), x, y)
+                    yield _Fact("relation/right", _yes_no(one.column > other.column), x, y)
+                if abs(one.row - other.row) == GRID - 1:
+                    yield _Fact("relation/above", _yes_no(one.row < other.row), x, y)
+                    yield _Fact("relation/below", _yes_no(one.row > other.row), x, y)
 
 
 _FACTS: Final = MappingProxyType(

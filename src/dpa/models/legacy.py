@@ -59,6 +59,33 @@ def read_connector(path: Path) -> dict[str, Tensor]:
     return {name: state[name] for name in CONNECTOR_NAMES}
 
 
+def check_connector(state: Mapping[str, Tensor], path: Path, *, tower: int, llm: int) -> None:
+    """Compares shapes with what joins this tower to this LLM.
+
+    Args:
+        state: from :func:`read_connector`.
+        path: where it came from, for the message.
+        tower: hidden size of the vision tower.
+        llm: hidden size of the LLM.
+
+    Raises:
+        ModelError: another LLM's, or another tower's.
+    """
+    shapes = {
+        "linear_1.weight": (llm, tower),
+        "linear_1.bias": (llm,),
+        "linear_2.weight": (llm, llm),
+        "linear_2.bias": (llm,),
+    }
+    for name, want in shapes.items():
+        have = tuple(state[name].shape)
+        if have != want:
+            raise ModelError(
+                f"wrong LLM for a connector: {path} has {name} of shape {list(have)}, this tower and LLM need "
+                f"{list(want)} (rows: the LLM's hidden size; columns of linear_1: the tower's)"
+            )
+
+
 def write_mm_projector(projector: nn.Module | Mapping[str, Tensor], path: Path) -> None:
     """Writes LLaVA's ``mm_projector.bin`` (a torch file of plain tensors, atomically).
 

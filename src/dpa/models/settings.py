@@ -20,7 +20,7 @@ class ModelSettings(Strict):
     connector: Literal["mlp2x_gelu"] = "mlp2x_gelu"
     """Linear, GELU, Linear (LLaVA-1.5; paper, section 4.1)."""
     connector_from: Path | None = None
-    """Start stage 2 from this connector (``mm_projector.bin``, safetensors, or a checkpoint folder) instead of at random."""
+    """Start stage 2 from this connector (``mm_projector.bin``, safetensors, a checkpoint folder); None: at random."""
     vision_feature_layer: int = -2
     """Hidden state of the tower that the connector reads (LLaVA-1.5: the penultimate)."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"

@@ -22,7 +22,7 @@ from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGener
 from dpa.errors import DataError, ModelError
 from dpa.models.digest import digest_of_part
 from dpa.models.families import FAMILIES, Family, family_of, text_rules
-from dpa.models.legacy import CONNECTOR_NAMES, read_connector
+from dpa.models.legacy import CONNECTOR_NAMES, check_connector, read_connector
 from dpa.models.lora import merge_adapter
 from dpa.models.parts import (
     frozen_features,
@@ -171,14 +171,9 @@ def _draw_connector(projector: nn.Module, seed: int) -> None:
 
 
 def _load_connector(projector: nn.Module, path: Path) -> None:
+    first, second = projector.get_parameter("linear_1.weight"), projector.get_parameter("linear_2.weight")
     state = read_connector(path)
-    for name in CONNECTOR_NAMES:
-        have, want = tuple(state[name].shape), tuple(projector.get_parameter(name).shape)
-        if have != want:
-            raise ModelError(
-                f"wrong LLM for a connector: {path} has {name} of shape {list(have)}, this tower and LLM need "
-                f"{list(want)} (rows: the LLM's hidden size; columns of linear_1: the tower's)"
-            )
+    check_connector(state, path, tower=first.shape[1], llm=second.shape[0])
     projector.load_state_dict(state, strict=True)
 
 

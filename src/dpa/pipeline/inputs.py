@@ -17,6 +17,7 @@ from dpa.data.images import ImageTransform
 from dpa.data.records import read_records
 from dpa.log import get_logger
 from dpa.models.families import family_of, text_rules
+from dpa.models.legacy import check_connector, read_connector
 from dpa.models.parts import image_tokens_of, load_tokenizer, resolve_part, tower_config
 from dpa.models.processor import make_image_processor
 from dpa.recipe import STAGES, Recipe, StageName
@@ -76,6 +77,8 @@ class Inputs:
         config = AutoConfig.from_pretrained(
             llm, revision=recipe.model.llm_revision, trust_remote_code=recipe.model.trust_remote_code
         )
+        self._llm_width = int(config.get_text_config().hidden_size)
+        self._tower_width = int(self.tower_config.hidden_size)
         self.rules = text_rules(family_of(config, self.tokenizer), self.tokenizer, image_tokens_of(self.tower_config))
         self._stages: dict[StageName, StageInput] = {}
 
@@ -96,6 +99,16 @@ class Inputs:
         if path is None:
             return None
         return self._digests.folder(path, suffixes=_MODEL_FILES) if path.is_dir() else self._digests.file(path)
+
+    def check_connector(self) -> None:
+        """Reads the connector that stage 2 starts from and compares its shapes with those of tower and LLM.
+
+        Raises:
+            ModelError: it cannot be read, or belongs to another LLM or tower.
+        """
+        path = self.recipe.model.connector_from
+        if path is not None:
+            check_connector(read_connector(path), path, tower=self._tower_width, llm=self._llm_width)
 
     def stage(self, stage: StageName) -> StageInput:
         """A stage's data, read and checked at the first call.

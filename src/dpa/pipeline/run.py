@@ -20,6 +20,7 @@ from dpa.pipeline.inputs import Inputs, StageInput, settings_of, store_of
 from dpa.pipeline.stages import StageRun, run_stage, stage_inputs
 from dpa.recipe import METHODS, STAGES, MethodName, Recipe, StageName
 from dpa.store import Entry, Store
+from dpa.train.step import step_settings
 
 log = get_logger(__name__)
 
@@ -94,10 +95,7 @@ def run(recipe: Recipe, *, until: str | None = None) -> RunResult:
     folder.prepare()
     store = store_of(recipe)
     inputs = Inputs(recipe, store)
-    check_benchmarks(recipe.evaluate)
-    for stage in stages:
-        if _needed(recipe, stage):
-            inputs.stage(stage)  # everything is checked before anything is trained
+    _check(recipe, inputs, stages)
     entries: Entries = {}
     for method in recipe.methods:
         entries[method] = {}
@@ -125,13 +123,14 @@ def dry_run(recipe: Recipe, *, until: str | None = None) -> Plan:
     Raises:
         UserError: as :func:`run` would.
     """
+    stages = stages_until(until)
     store = store_of(recipe)
     inputs = Inputs(recipe, store)
-    check_benchmarks(recipe.evaluate)
+    _check(recipe, inputs, stages)
     rows = []
     for method in recipe.methods:
         done: dict[StageName, Entry] = {}
-        for stage in stages_until(until):
+        for stage in stages:
             if stage == "proxy" and not METHODS[method].proxy:
                 continue
             data = inputs.stage(stage)
@@ -151,6 +150,23 @@ def dry_run(recipe: Recipe, *, until: str | None = None) -> Plan:
                 }
             )
     return Plan(rows)
+
+
+def _check(recipe: Recipe, inputs: Inputs, stages: tuple[StageName, ...]) -> None:
+    """Whatever can be found wrong before anything is trained is found here.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    check_benchmarks(recipe.evaluate)
+    for stage in stages:
+        settings = settings_of(recipe, stage)
+        for name in sorted({recipe.objective(method, stage) for method in recipe.methods}):
+            step_settings(settings, objective_name=name, fidelity=recipe.fidelity)
+    inputs.check_connector()
+    for stage in stages:
+        if _needed(recipe, stage):
+            inputs.stage(stage)
 
 
 def _needed(recipe: Recipe, stage: StageName) -> bool:

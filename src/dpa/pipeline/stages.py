@@ -19,7 +19,7 @@ from dpa.models.checkpoint_io import save_checkpoint
 from dpa.models.digest import digest_of_llm, digest_of_part
 from dpa.models.freeze import set_trainable
 from dpa.models.legacy import write_mm_projector
-from dpa.models.lora import attach_lora, save_adapter
+from dpa.models.lora import attach_lora, merge_adapter, save_adapter
 from dpa.models.parts import grow_vocabulary, load_llm, resolve_part
 from dpa.models.vlm import Vlm, build_vlm
 from dpa.pipeline.folder import ARTEFACTS, versions
@@ -139,6 +139,7 @@ def run_stage(run: StageRun) -> tuple[Path, dict[str, Any]]:
         train=run.recipe.train,
         seed=run.recipe.seed,
         batches=run.data.batches(run.recipe, run.settings, run.inputs.rules),
+        reference=_reference(run),
         work=run.entry.partial,
         fingerprint=run.entry.key,
         log_dir=run.log_dir,
@@ -161,6 +162,22 @@ def run_stage(run: StageRun) -> tuple[Path, dict[str, Any]]:
         **kept,
     }
     return artefact, manifest
+
+
+def _reference(run: StageRun) -> nn.Module | None:
+    """For objective ``prior``: the LLM that the stage starts from, frozen. Stage 2: the proxy where there is one."""
+    if run.recipe.objective(run.method, run.stage) != "prior":
+        return None
+    llm = load_llm(run.recipe.model, dtype=run.frozen_dtype)
+    adapter = run.artefact_of("proxy") if run.stage == "pretrain" else None
+    if adapter is not None:
+        merge_adapter(llm, adapter, base_digest=_llm_files(run))
+    llm.requires_grad_(False)
+    return nn.Module.eval(llm)
+
+
+def _llm_files(run: StageRun) -> str:
+    return digest_of_part(resolve_part(run.recipe.model.llm), run.recipe.model.llm_revision)
 
 
 def _prove_nothing(run: StageRun, made: Made) -> dict[str, Any]:
@@ -200,10 +217,9 @@ def _join_proxy(run: StageRun) -> Made:
 
 
 def _keep_adapter(run: StageRun, made: Made, folder: Path) -> dict[str, Any]:
-    model = run.recipe.model
-    digest = digest_of_part(resolve_part(model.llm), model.llm_revision)
+    digest = _llm_files(run)
     assert isinstance(made.model, PeftModel)
-    save_adapter(made.model, folder / ARTEFACTS["proxy"], base=model.llm, base_digest=digest)
+    save_adapter(made.model, folder / ARTEFACTS["proxy"], base=run.recipe.model.llm, base_digest=digest)
     return {"llm_files": digest}
 
 

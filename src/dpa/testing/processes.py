@@ -100,7 +100,7 @@ def _start(
 
 
 def _end(process: BaseProcess) -> None:
-    """Kills and waits until it is gone. (``join`` would wait for its children, too: a loader's worker lives on for 5 s.)"""
+    """Kills and waits until it is gone. (``join`` would wait for a loader's workers, which live on for seconds.)"""
     process.kill()
     assert process.pid is not None
     for _ in range(1000):

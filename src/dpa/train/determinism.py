@@ -78,6 +78,8 @@ def controlled(settings: TrainSettings, device: torch.device, *, low_precision: 
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     products = torch.get_float32_matmul_precision()
     benchmark = torch.backends.cudnn.benchmark
+    memory: Any = torch.utils.deterministic
+    filling = memory.fill_uninitialized_memory
     cublas = os.environ.get(_CUBLAS)
     try:
         if settings.threads is not None:
@@ -85,6 +87,7 @@ def controlled(settings: TrainSettings, device: torch.device, *, low_precision: 
         if deterministic:
             os.environ.setdefault(_CUBLAS, ":4096:8")  # cuBLAS asks for it, before its first use
             torch.use_deterministic_algorithms(True)
+            memory.fill_uninitialized_memory = False  # a write per allocation, for programs with bugs
             torch.backends.cudnn.benchmark = False
         if low_precision:
             torch.set_float32_matmul_precision("high")
@@ -92,6 +95,7 @@ def controlled(settings: TrainSettings, device: torch.device, *, low_precision: 
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
+        memory.fill_uninitialized_memory = filling
         torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.benchmark = benchmark
         if cublas is None:

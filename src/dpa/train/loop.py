@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from typing import Any, NoReturn
 
@@ -18,7 +18,7 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 from dpa.data.loader import Loaded
-from dpa.errors import NonFiniteError
+from dpa.errors import NonFiniteError, StorageError
 from dpa.log import get_logger
 from dpa.objectives import text_only_weight
 from dpa.train.batches import BatchSource, StageBatches
@@ -129,6 +129,11 @@ class _Stage:
                     self._report(self._step(number, micro_batches))
                     if (number + 1) % job.settings.save_steps == 0 or number + 1 == self.steps:
                         save(parallel, self.store, number + 1, self.training, self.metrics)
+        except BaseException:
+            if self.metrics is not None:
+                with suppress(StorageError):  # the lines after the last saved state will be made again
+                    self.metrics.close()
+            raise
         finally:
             self.progress.finish()
             parallel.finish_trackers()

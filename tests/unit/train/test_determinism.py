@@ -32,12 +32,17 @@ def test_everything_is_put_back_after_an_error() -> None:
     threads, products = torch.get_num_threads(), torch.get_float32_matmul_precision()
     before = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     settings = TrainSettings(threads=threads + 1, deterministic=True)
-    with pytest.raises(KeyError), controlled(settings, CPU, low_precision=True):
-        assert torch.get_num_threads() == threads + 1
-        assert torch.are_deterministic_algorithms_enabled()
-        assert torch.get_float32_matmul_precision() == "high"
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-        raise KeyError
+
+    def fail() -> None:
+        with controlled(settings, CPU, low_precision=True):
+            assert torch.get_num_threads() == threads + 1
+            assert torch.are_deterministic_algorithms_enabled()
+            assert torch.get_float32_matmul_precision() == "high"
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert torch.get_num_threads() == threads
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.get_float32_matmul_precision() == products

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dpa.errors import CheckpointError, DataError, NonFiniteError, UserError
@@ -26,7 +27,7 @@ from tests.stages import IMAGES, TEXTS, MemoryData, Options, run, tiny_job
 def by_hand(options: Options, work: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
     """The same stage without loop, loader or sums over steps: (losses, gradient norms, weights).
 
-    ``exact``: one graph for the whole step, divided before backward. ``official``: the mean of the micro-batches' means.
+    ``exact``: one graph for the whole step, divided before backward. ``official``: the mean of their means.
     """
     job = tiny_job(work, options)
     job.model.train()
@@ -158,9 +159,25 @@ def test_text_alone_under_cmo(tmp_path: Path) -> None:
     assert [row["loss"] for row in cmo.rows] == pytest.approx([row["loss"] for row in uniform.rows], rel=1e-6)
 
 
+def test_bf16(tmp_path: Path) -> None:
+    """Trained weights and optimizer states stay float32, whatever is computed in."""
+    exact = run(tmp_path / "fp32", Options(max_steps=3))
+    job = tiny_job(tmp_path / "bf16", Options(max_steps=3))
+    train_stage(replace(job, train=TrainSettings(trackers=(), threads=1, precision="bf16")))
+    state = load_file(tmp_path / "bf16" / "states" / "state-00000003" / "tensors.safetensors")
+    kinds = {value.dtype for name, value in state.items() if not name.startswith("random.")}
+    assert kinds == {torch.float32}
+    losses = [row["loss"] for row in read_metrics(job.metrics)]
+    assert losses != [row["loss"] for row in exact.rows]
+    # two layers of bf16 products, 8 bits each
+    assert losses == pytest.approx([row["loss"] for row in exact.rows], rel=2e-2)
+
+
 class TestFrame:
     def test_the_caller_keeps_its_own(self, tmp_path: Path) -> None:
-        job = tiny_job(tmp_path, Options(stage="proxy", dropout=0.5, max_steps=2, more={"gradient_checkpointing": True}))
+        job = tiny_job(
+            tmp_path, Options(stage="proxy", dropout=0.5, max_steps=2, more={"gradient_checkpointing": True})
+        )
         job.model.eval()
         torch.manual_seed(3)
         random.seed(3)
@@ -180,7 +197,9 @@ class TestFrame:
 
         def look(_: Mapping[str, Any]) -> None:
             inner = job.model.model
-            modes.append((inner.language_model.training, inner.vision_tower.training, job.model.is_activation_checkpointing))
+            modes.append(
+                (inner.language_model.training, inner.vision_tower.training, job.model.is_activation_checkpointing)
+            )
 
         job = tiny_job(tmp_path, Options(max_steps=1, more={"gradient_checkpointing": True}), on_step=[look])
         train_stage(job)
@@ -200,7 +219,7 @@ def test_result_and_rows(tmp_path: Path) -> None:
     result = train_stage(job)
     assert rows == read_metrics(job.metrics)
     assert [row["step"] for row in rows] == [1, 2, 3]
-    assert [row["lr"] for row in rows][0] == 0.0
+    assert rows[0]["lr"] == 0.0
     assert result.samples == 24 == sum(row["samples"] for row in rows)
     data = job.batches.data  # type: ignore[attr-defined]
     assert result.tokens == sum(sum(data[i].encoded.supervised) for i in range(24))

@@ -152,9 +152,7 @@ class TestFile:
         assert lines(tmp_path / "metrics.jsonl") == [1]
         file.close()
 
-    def test_full_disk(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
         """Half a line fits, then nothing: nothing half stays, and the lines come when there is room again."""
         path = tmp_path / "metrics.jsonl"
         file = MetricsFile(path)

@@ -75,7 +75,7 @@ def test_precision_elsewhere(
 
 def test_tracker_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel_module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="train.trackers names wandb, which is not installed: pip install wandb"):
+    with pytest.raises(UserError, match=r"train\.trackers names wandb, which is not installed: pip install wandb"):
         Parallel(settings(trackers=("wandb",)), log_dir=tmp_path)
 
 

@@ -229,4 +229,3 @@ class TestPrecision:
         exact = step(batch, None).loss_sum
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(step(batch, None).loss_sum, exact)
-
