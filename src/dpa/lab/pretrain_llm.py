@@ -72,8 +72,11 @@ def curriculum(step: int, settings: Settings) -> Mixture:
         return Mixture(2, 3, captions=0.05, describe=0.1, compact=0.4, kinds=kinds)
     if phase < 4:
         return Mixture(kinds=tuple((kind, 1.0 if kind in direct else 1.75) for kind in KINDS))
-    # Most look-ups come early; places and counting come last and are asked most from here on.
-    often = {"position": 2.0, "count": 3.0, "comparison": 1.0, "relation": 2.0}
+    # Most look-ups come early; counting, places and comparisons come last, in this order, and are asked most from here.
+    if phase < 9.2:
+        often = {"position": 2.0, "count": 3.0, "comparison": 1.0, "relation": 2.0}
+    else:
+        often = {"position": 2.5, "count": 1.5, "comparison": 3.5, "relation": 2.0}
     return Mixture(kinds=tuple((kind, often.get(kind, 0.5)) for kind in KINDS))
 
 
