@@ -146,7 +146,7 @@ class Mixture:
     """A description and lines of ``question answer`` without chat marks: the answer follows its question directly."""
     synonyms: float = 0.12
     """Share of B's words in A's grammar among the descriptions of questions and instructions."""
-    raw_b: float = 0.01
+    raw_b: float = 0.0005
     """Share of language B among descriptions and among plain captions."""
     caption_weight: float = 0.25
     """Loss weight of a token of a plain caption; an answer's token has 1."""

@@ -52,15 +52,13 @@ def brute_force(scene: Scene, text: str) -> str:
     exists = re.fullmatch(r"(?:is there|do you see|does the image show) a (.+)\?", text)
     if exists:
         return yes(bool(match(scene, exists[1])))
-    same = re.fullmatch(r"(?:is|does) (the .+?) (?:have )?the same (colour|size) as (the .+)\?", text)
-    if same:
-        return yes(getattr(only(scene, same[1]), same[2]) == getattr(only(scene, same[3]), same[2]))
     two = re.fullmatch(
-        r"is (the .+?) (larger than|smaller than|(?:to the )?left of|(?:to the )?right of|above|below) (the .+)\?", text
+        r"is (the .+?) (?:to )?(?:the )?(larger|smaller|left|right|above|below|higher|further)"
+        r"(?: one beside| than| of| up than| down than)? (the .+)\?",
+        text,
     )
     assert two, f"nobody understands {text!r}"
     one, other = only(scene, two[1]), only(scene, two[3])
-    word = two[2].replace("to the ", "").split()[0]
     return yes(
         {
             "larger": (one.size, other.size) == ("large", "small"),
@@ -69,7 +67,9 @@ def brute_force(scene: Scene, text: str) -> str:
             "right": one.column > other.column,
             "above": one.row < other.row,
             "below": one.row > other.row,
-        }[word]
+            "higher": one.row < other.row,
+            "further": one.row > other.row,
+        }[two[2]]
     )
 
 
