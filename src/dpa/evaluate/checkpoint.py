@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils.hub import cached_file
 
 from dpa.errors import ModelError, UserError
 from dpa.evaluate.benchmarks import BENCHMARKS, check_benchmarks, run_benchmarks
 from dpa.evaluate.generate import Progress
 from dpa.evaluate.settings import EvaluateSettings
 from dpa.evaluate.tables import accuracy_table
+from dpa.models.parts import resolve_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +58,18 @@ def evaluate_checkpoint(
         DpaError: generation failed.
     """
     check_benchmarks(settings)
+    source = resolve_part(checkpoint)
     folder = Path(checkpoint)
     is_folder = folder.is_dir()
     if out is None:
         # the name as given: in a run's folder the checkpoint is a link into the store
         out = folder.with_name(folder.name + ".eval") if is_folder else Path("eval", checkpoint.replace("/", "--"))
     try:
+        if not is_folder:
+            cached_file(source, "config.json")  # one look decides whether the hub has it and can be reached
         # PIL's pixels, with and without torchvision: the ones that training saw
-        processor = AutoProcessor.from_pretrained(checkpoint, backend="pil")  # type: ignore[no-untyped-call]
-        model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto")
+        processor = AutoProcessor.from_pretrained(source, backend="pil")  # type: ignore[no-untyped-call]
+        model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype="auto")
     except (OSError, ValueError) as error:
         raise ModelError(f"{checkpoint} does not load as an image-text-to-text model: {error}") from None
     accelerator = torch.accelerator.current_accelerator(check_available=True)

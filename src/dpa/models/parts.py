@@ -35,7 +35,7 @@ LAB_PARTS: dict[str, str] = {"lab:llm": "llm", "lab:tower": "tower"}
 """Names of the shipped parts -> their folder in ``dpa/lab/assets``."""
 
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,8 @@ def resolve_part(name: str) -> str:
         if not (path / "config.json").is_file():
             raise ModelError(f"{path} has no config.json: it is no Hugging Face model folder")
         return str(path.resolve())
-    if path.exists() or not _HUB_ID.fullmatch(name):
+    # "runs/old" where a folder "runs" lies here is a mistyped path, not somebody's repository on the hub.
+    if path.exists() or not _HUB_ID.fullmatch(name) or ("/" in name and path.parent.is_dir()):
         what = "is a file, not a model folder" if path.exists() else "does not exist (and is no hub id)"
         raise ModelError(
             f"model {name!r} {what}; give a folder with config.json, a hub id such as org/name, or lab:..."

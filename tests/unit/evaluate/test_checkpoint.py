@@ -39,7 +39,7 @@ def test_a_saved_checkpoint_answers_as_the_model_in_memory(
 
 
 def test_no_checkpoint_is_a_message(lab_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="does not load"):
+    with pytest.raises(ModelError, match=r"no config\.json"):
         evaluate_checkpoint(str(tmp_path), settings=settings(lab_folder))
 
 

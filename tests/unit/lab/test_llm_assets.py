@@ -100,7 +100,9 @@ def test_training_stream_is_what_the_template_writes(tokenizer: PreTrainedTokeni
     for row, weights in zip(ids_BL, weights_BL, strict=True):
         text = tokenizer.decode(row).replace("<|endoftext|>", "")
         turns = [turn.split("\n", 1) for turn in text.split("<|im_start|>")[1:]]
-        messages = [{"role": role, "content": content.removesuffix("\n").removesuffix("<|im_end|>")} for role, content in turns]
+        messages = [
+            {"role": role, "content": content.removesuffix("\n").removesuffix("<|im_end|>")} for role, content in turns
+        ]
         rendered = tokenizer.apply_chat_template(messages, tokenize=False)
         expected = ids(tokenizer, rendered)[: len(row)]  # a last newline may fall off the row's end
         assert row[: len(expected)].tolist() == expected

@@ -33,8 +33,12 @@ class TestResolve:
     def test_hub_id_passes(self) -> None:
         assert resolve_part("Qwen/Qwen2.5-7B-Instruct") == "Qwen/Qwen2.5-7B-Instruct"
 
-    @pytest.mark.parametrize("name", ["./nowhere", "/no/such/model", "~/missing-model", "a/b/c", "../x"])
-    def test_path_that_does_not_exist(self, name: str) -> None:
+    @pytest.mark.parametrize(
+        "name", ["./nowhere", "/no/such/model", "~/missing-model", "a/b/c", "../x", "model", "here/model"]
+    )
+    def test_path_that_does_not_exist(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path)
         with pytest.raises(ModelError, match="does not exist"):
             resolve_part(name)
 
