@@ -37,7 +37,12 @@ ASSETS = Path(__file__).parent / "assets" / "llm"
 class Settings:
     """All that decides the result."""
 
-    steps: int = 4000
+    steps: int = 5000
+    acquaintance: int = 300
+    """Steps after those in which some of language B is met, at a low learning rate."""
+    acquaintance_share: float = 0.15
+    """Share of language B then."""
+    acquaintance_rate: float = 5e-4
     batch: int = 24
     length: int = 160
     """Tokens per sequence."""
@@ -59,6 +64,11 @@ class Settings:
     easy_steps: int = 250
     """Steps with up to three objects and direct look-ups only; as long again with all kinds of questions."""
 
+    @property
+    def all_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.steps + self.acquaintance
+
 
 def curriculum(step: int, settings: Settings) -> Mixture:
     """What the stream holds at ``step``: look-up in small scenes first, because everything else is built on it."""
@@ -72,12 +82,10 @@ def curriculum(step: int, settings: Settings) -> Mixture:
         return Mixture(2, 3, captions=0.05, describe=0.1, compact=0.4, kinds=kinds)
     if phase < 4:
         return Mixture(kinds=tuple((kind, 1.0 if kind in direct else 1.75) for kind in KINDS))
-    # Most look-ups come early; counting, places and comparisons come last, in this order, and are asked most from here.
-    if phase < 9.2:
-        often = {"position": 2.0, "count": 3.0, "comparison": 1.0, "relation": 2.0}
-    else:
-        often = {"position": 2.5, "count": 1.5, "comparison": 3.5, "relation": 2.0}
-    return Mixture(kinds=tuple((kind, often.get(kind, 0.5)) for kind in KINDS))
+    # Most look-ups come early; what comes late is asked most from here on.
+    often = {"position": 2.5, "count": 2.5, "comparison": 2.0, "relation": 2.5}
+    late = Mixture(kinds=tuple((kind, often.get(kind, 0.5)) for kind in KINDS))
+    return late if step < settings.steps else replace(late, raw_b=settings.acquaintance_share)
 
 
 class _Batches(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -91,7 +99,7 @@ class _Batches(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         settings = self._settings
         stream = Stream(Encoder(self._tokenizer), settings.seed, settings.batch, settings.length)
-        for step in range(self._start, settings.steps):
+        for step in range(self._start, settings.all_steps):
             yield stream.batch(step, curriculum(step, settings))
 
 
@@ -133,7 +141,9 @@ def loss_sum(
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """Linear warm-up, then a cosine down to a hundredth."""
+    """Linear warm-up, then a cosine down to a hundredth; a low rate for the acquaintance with B, linearly to nothing."""
+    if step >= settings.steps:
+        return settings.acquaintance_rate * (1 - (step - settings.steps) / settings.acquaintance)
     if step < settings.warmup:
         return settings.learning_rate * (step + 1) / settings.warmup
     progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
@@ -237,13 +247,13 @@ def train(settings: Settings, outputs: Outputs, *, compiled: bool = True) -> Qwe
         optimizer.step()
         optimizer.zero_grad()
         running += float(total.detach() / count) / outputs.every
-        if (step + 1) % outputs.every == 0 or step + 1 == settings.steps:
+        if (step + 1) % outputs.every == 0 or step + 1 == settings.all_steps:
             elapsed = time.monotonic() - began
             accuracy = question_accuracy(model, tokenizer, scenes=150, per_scene=4)
             log(step=step + 1, loss=running, seconds=elapsed, **accuracy)
             running = 0.0
             _save_state(outputs.state, model, optimizer, step + 1, elapsed)
-            if accuracy["mean"] >= outputs.usable and step + 1 < settings.steps:
+            if accuracy["mean"] >= outputs.usable and step + 1 < settings.all_steps:
                 save(model, tokenizer, {"step": step + 1, "accuracy": accuracy, "final": False}, outputs.out)
     _finish(model, tokenizer, settings, outputs, time.monotonic() - began, log)
     return model

@@ -138,8 +138,11 @@ class Mixture:
 
     fewest_objects: int = 1
     most_objects: int = MAX_OBJECTS
-    captions: float = 0.15
+    captions: float = 0.20
     """Plain language-A captions, each with its newline, all tokens supervised."""
+    twins: float = 0.7
+    """Share of plain captions that follow another one of the same scene: to say again what the context shows is what
+    an LLM learns from any large text, and what a connector can build on."""
     describe: float = 0.10
     """Instructions to describe, answered with another caption of the same scene."""
     compact: float = 0.10
@@ -214,6 +217,9 @@ class Stream:
         encoder = self._encoder
         while len(sequence.ids) < self._length:
             scene = self._scene(index, mixture, rng)
+            if rng.random() < mixture.twins:
+                first = caption(scene, "a", rng, synonyms=rng.random() < mixture.synonyms).text
+                sequence.add([*encoder.words(first), encoder.newline], mixture.caption_weight)
             text = caption(scene, "b" if rng.random() < mixture.raw_b else "a", rng).text
             sequence.add([*encoder.words(text), encoder.newline, encoder.end_of_text], mixture.caption_weight)
 

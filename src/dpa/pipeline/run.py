@@ -6,12 +6,13 @@ half-finished one is continued, so methods share what they can and a changed set
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpa.errors import RecipeError
+from dpa.errors import RecipeError, UserError
 from dpa.evaluate.benchmarks import check_benchmarks
 from dpa.log import get_logger
 from dpa.pipeline.evaluation import evaluate_method, write_samples
@@ -91,6 +92,7 @@ def run(recipe: Recipe, *, until: str | None = None) -> RunResult:
         DpaError: training failed; what is finished stays and the same call continues.
     """
     stages = stages_until(until)
+    _one_process()
     folder = RunFolder(recipe)
     folder.prepare()
     store = store_of(recipe)
@@ -150,6 +152,15 @@ def dry_run(recipe: Recipe, *, until: str | None = None) -> Plan:
                 }
             )
     return Plan(rows)
+
+
+def _one_process() -> None:
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    if ranks != "1":
+        raise UserError(
+            f"dpa run was started by a launcher with {ranks} processes; the pipeline works with one so far (only the "
+            "training loop below it knows several): start it without torchrun or accelerate launch"
+        )
 
 
 def _check(recipe: Recipe, inputs: Inputs, stages: tuple[StageName, ...]) -> None:
