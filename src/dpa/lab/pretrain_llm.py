@@ -141,7 +141,7 @@ def loss_sum(
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """Linear warm-up, then a cosine down to a hundredth; a low rate for the acquaintance with B, linearly to nothing."""
+    """Linear warm-up, a cosine down to a hundredth; a low rate for the acquaintance with B, linearly to nothing."""
     if step >= settings.steps:
         return settings.acquaintance_rate * (1 - (step - settings.steps) / settings.acquaintance)
     if step < settings.warmup:
