@@ -12,7 +12,7 @@ from dpa.lab import pretrain_llm
 from dpa.lab.pretrain_llm import Outputs, Settings, curriculum, learning_rate, train, wired_share
 from dpa.lab.questions import KINDS
 
-TINY = Settings(steps=4, batch=2, length=64, layers=4, intermediate=32, warmup=2, easy_steps=1)
+TINY = Settings(steps=3, acquaintance=1, batch=2, length=64, layers=4, intermediate=32, warmup=2, easy_steps=1)
 
 
 @pytest.fixture(autouse=True)
