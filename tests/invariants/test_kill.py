@@ -64,7 +64,7 @@ def test_at_file_operations(tmp_path: Path) -> None:
 
 def test_at_random_moments(tmp_path: Path) -> None:
     """By the clock, wherever the process is, reader processes included."""
-    options = Options(max_steps=40, save_steps=3, workers=1)
+    options = Options(max_steps=150, save_steps=5, workers=1)
     whole = run(tmp_path / "whole", options)
     draw, work, kills = random.Random(0), tmp_path / "again", 0
     for _ in range(6):
