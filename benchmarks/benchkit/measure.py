@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
 import subprocess
 import sys
 import time
@@ -19,7 +20,8 @@ from benchkit.clock import Sections, now, timed_doors
 from benchkit.variants import DOORS, VARIANTS, Case, run_step
 
 PEAK_METHODS = {
-    "cpu": "fresh process: peak resident set (VmHWM, reset before) of the first step, minus resident set before it",
+    "cpu": "fresh process whose allocator gives freed blocks back at once: peak resident set (VmHWM, reset before) of "
+    "the first step, minus resident set before it",
     "cuda": "torch.cuda.max_memory_allocated of a step minus memory_allocated before it",
 }
 
@@ -90,7 +92,9 @@ def peak_here(case: Case, name: str) -> dict[str, int]:
 def peak_in_child(script: Path, arguments: Sequence[str], name: str) -> dict[str, int]:
     """``peak_here`` in a process of its own, so that no row finds memory that another one has freed."""
     command = [sys.executable, str(script), *arguments, "--memory-of", name]
-    finished = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    # glibc would keep freed blocks of up to 32 MiB for later, more or fewer of them from run to run
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    finished = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=environment)
     found: dict[str, int] = json.loads(finished.stdout)
     return found
 

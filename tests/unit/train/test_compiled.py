@@ -49,26 +49,20 @@ def train(work: Path, *, compile_layers: bool, checkpointing: bool = False, stop
     return read_metrics(job.metrics), {name: value.detach().clone() for name, value in job.trained().items()}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_same_training(tmp_path: Path, programs: list[int], checkpointing: bool) -> None:
-    plain, weights = train(tmp_path / "plain", compile_layers=False)
+def test_goes_on_with_what_was_begun_without(tmp_path: Path, programs: list[int]) -> None:
+    """The same losses and weights, with gradient checkpointing, too; saved states are the same files."""
+    plain, weights = train(tmp_path / "whole", compile_layers=False)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "again", compile_layers=False, stop=2)
     assert not programs
-    rows, found = train(tmp_path / "compiled", compile_layers=True, checkpointing=checkpointing)
-    # with and without gradient, and again for whatever length 1 or equal sizes specialise; not one per batch and layer
+    rows, found = train(tmp_path / "again", compile_layers=True, checkpointing=True)
+    # with and without gradient, and again for whatever is specialised; not one per batch and layer
     assert 2 <= len(programs) <= 6
     for name in ("loss", "grad_norm", "mean_weight"):  # the same operations, fused: roundings of float32
         assert [row[name] for row in rows] == pytest.approx([row[name] for row in plain], rel=1e-5)
-    assert found.keys() == weights.keys()
-
-
-def test_states_are_the_same_files_with_it_and_without(tmp_path: Path, programs: list[int]) -> None:
-    """A stage that was begun without goes on with it."""
-    whole, _ = train(tmp_path / "whole", compile_layers=False)
-    with pytest.raises(Interrupted):
-        train(tmp_path / "again", compile_layers=False, stop=2)
-    rows, _ = train(tmp_path / "again", compile_layers=True)
-    assert programs
-    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in whole], rel=1e-5)
+    for name, value in weights.items():
+        # Adam divides by a gradient's own size, so roundings of tiny gradients grow: 5e-3 of the learning rate
+        torch.testing.assert_close(found[name], value, rtol=0, atol=5e-6)
 
 
 def test_state_dict_and_layers_afterwards() -> None:
