@@ -27,7 +27,7 @@ def compiled(model: nn.Module) -> Iterator[None]:
     whole: Any = model
     layers: list[nn.Module] = list(whole.get_decoder().layers)
     for layer in layers:
-        layer.compile(dynamic=True)  # type: ignore[no-untyped-call]
+        layer.compile(dynamic=True)
     try:
         yield
     finally:
