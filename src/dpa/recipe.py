@@ -123,6 +123,11 @@ class Recipe(Strict):
             raise ValueError("methods is empty: name at least one of " + ", ".join(METHODS))
         if len(set(self.methods)) != len(self.methods):
             raise ValueError(f"methods names one method twice: {', '.join(self.methods)}")
+        if self.train.compile and self.fidelity == "official":
+            raise ValueError(
+                "train.compile is not for fidelity official, which sets hooks that compiled layers do not call: leave "
+                "train.compile off, or choose fidelity exact"
+            )
         if self.evaluate.benchmarks and self.evaluate.data is None:
             raise ValueError("evaluate.benchmarks needs evaluate.data, the folder of the benchmark's files")
         return self

@@ -131,3 +131,9 @@ def test_an_override_reaches_one_of_two_aliases(base: Path, tmp_path: Path) -> N
     path.write_text(f"extends: {base}\nstages: {{pretrain: &same {{max_steps: 3}}, finetune: *same}}\n")
     stages = load_recipe(path, ["stages.finetune.max_steps=5"]).stages
     assert (stages.pretrain.max_steps, stages.finetune.max_steps) == (3, 5)
+
+
+def test_compiled_layers_do_not_call_the_hooks_of_official_fidelity(base: Path) -> None:
+    assert load_recipe(base, ["train.compile=true"]).train.compile
+    with pytest.raises(RecipeError, match=r"train\.compile is not for fidelity official"):
+        load_recipe(base, ["train.compile=true", "fidelity=official"])

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpa.train.compiled import uncompiled
 from dpa.train.step import TrainStep
 from dpa.types import Batch
 
@@ -34,7 +35,7 @@ def find_non_finite(step: TrainStep, batches: Sequence[tuple[Batch, float | None
     bad = _bad_parameter(step)
     for batch, text_weight in batches:
         step.zero_grad(set_to_none=True)
-        with _watched(step) as found:
+        with uncompiled(step), _watched(step) as found:
             output = step(batch.to(device), text_weight)
             if not bool(output.loss_sum.isfinite()):
                 what = found.output or "the loss (all modules' outputs are finite)"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from typing import Any, NoReturn
 
@@ -23,6 +23,7 @@ from dpa.log import get_logger
 from dpa.objectives import text_only_weight
 from dpa.train.batches import BatchSource, StageBatches
 from dpa.train.checkpoint import StateStore
+from dpa.train.compiled import compiled
 from dpa.train.determinism import controlled, seed_everything, set_random_state
 from dpa.train.diagnose import find_non_finite
 from dpa.train.job import StageJob, StageResult
@@ -34,7 +35,7 @@ from dpa.train.resume import Training, restore, save
 from dpa.train.step import StepOutput, TrainStep
 from dpa.types import Batch
 
-__all__ = ["BatchSource", "StageBatches", "StageJob", "StageResult", "train_stage"]
+__all__ = ["BatchSource", "StageBatches", "StageJob", "StageResult", "set_checkpointing", "train_stage"]
 
 log = get_logger(__name__)
 
@@ -58,6 +59,7 @@ def train_stage(job: StageJob) -> StageResult:
     with (
         controlled(job.train, parallel.device, low_precision=low_precision),
         _training(job.model, checkpointing=job.settings.gradient_checkpointing),
+        compiled(job.model) if job.train.compile else nullcontext(),
     ):
         step = TrainStep(job.model, job.step, reference=job.reference, autocast=dtype if low_precision else None)
         return _Stage(job, parallel, step).run()
@@ -71,17 +73,18 @@ def _training(model: nn.Module, *, checkpointing: bool) -> Iterator[None]:
     if isinstance(model, LlavaForConditionalGeneration):
         nn.Module.eval(model.model.vision_tower)
     if checkpointing:
-        _set_checkpointing(model, True)
+        set_checkpointing(model, True)
     try:
         yield
     finally:
         if checkpointing:
-            _set_checkpointing(model, False)
+            set_checkpointing(model, False)
         for module, training in before.items():
             module.training = training
 
 
-def _set_checkpointing(model: Any, on: bool) -> None:
+def set_checkpointing(model: Any, on: bool) -> None:
+    """Gradient checkpointing of all layers, without reentrant autograd, under transformers' new or old name."""
     # transformers 5.23 has renamed it and warns about the old name, which is all that its predecessors know
     renamed = hasattr(model, "activation_checkpointing_enable")
     prefix = "activation" if renamed else "gradient"

@@ -61,5 +61,8 @@ class TrainSettings(Strict):
     """metrics.jsonl is always written."""
     deterministic: bool | None = None
     """None: on for the CPU, off elsewhere."""
+    compile: bool = False
+    """torch.compile for the LLM's layers. Off until it is shown to pay: compiling takes a while in every stage
+    (docs/performance.md). Needs a C++ compiler on a CPU, Triton on CUDA; not with fidelity official."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; None: torch's own choice. Bit-identical continuation needs the same number."""
