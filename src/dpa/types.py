@@ -33,7 +33,10 @@ class TextRules:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One micro-batch, right-padded. Labels: ``input_ids`` where ``supervised``; position t is predicted at t - 1."""
+    """One micro-batch, one sample per row, right-padded; passes lay out rows of their own (``models.rows``).
+
+    Labels: ``input_ids`` where ``supervised``; position t is predicted at t - 1.
+    """
 
     input_ids: Tensor
     """int64 [B, L]; ``image_token_id`` at placeholders, pad id at padding."""

@@ -49,6 +49,16 @@ def test_eight_by_one_is_four_by_two_is_one_by_eight(tmp_path: Path, case: str) 
         assert_same(run(tmp_path / str(micro_batch), replace(options, micro_batch=micro_batch)), whole)
 
 
+@pytest.mark.parametrize("case", ["cmo, mean policy", "proxy", "gemma2, ragged last batch"])
+def test_padded_is_packed_is_cut_by_tokens(tmp_path: Path, case: str) -> None:
+    options = CASES[case]
+    padded = run(tmp_path / "padded", replace(options, more={"packing": False}))
+    assert_same(run(tmp_path / "packed", replace(options, more={"packing": True})), padded)
+    for budget in (1, 40):
+        more = {"tokens_per_micro_batch": budget}
+        assert_same(run(tmp_path / str(budget), replace(options, more=more)), padded)
+
+
 def test_the_text_only_policy_matters(tmp_path: Path) -> None:
     """Else the cases above would compare nothing."""
     losses = {

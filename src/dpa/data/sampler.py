@@ -34,9 +34,10 @@ class BatchPlan:
     """The batches of a whole stage.
 
     The *set* of samples of a step depends on the data, the seed, the step and ``global_batch`` (and
-    ``group_by_length``), never on ranks or ``micro_batch``. An epoch reads every sample once; its last batch may be
-    smaller. Grouped by length, windows of :data:`WINDOW` batches are sorted so that samples of similar length share a
-    batch, each batch keeping the window's share of samples without image, and the batches' order is drawn anew.
+    ``group_by_length``), never on ranks, ``micro_batch`` or ``tokens_per_micro_batch``. An epoch reads every sample
+    once; its last batch may be smaller. Grouped by length, windows of :data:`WINDOW` batches are sorted so that samples
+    of similar length share a batch, each batch keeping the window's share of samples without image, and the batches'
+    order is drawn anew.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class BatchPlan:
         ranks: int,
         seed: int,
         group_by_length: bool,
+        tokens_per_micro_batch: int | None = None,
         epochs: float | None = None,
         max_steps: int | None = None,
     ) -> None:
@@ -61,6 +63,8 @@ class BatchPlan:
             ranks: number of processes.
             seed: the run's.
             group_by_length: see above.
+            tokens_per_micro_batch: tokens per forward at most, in place of ``micro_batch``; a longer sample goes alone.
+                Samples of a step then share a forward with those of similar length.
             epochs: passes over the data, fractions allowed.
             max_steps: number of steps; wins over ``epochs``.
 
@@ -79,6 +83,7 @@ class BatchPlan:
         self.ranks = ranks
         self.seed = seed
         self.group_by_length = group_by_length
+        self.tokens_per_micro_batch = tokens_per_micro_batch
         self.steps_per_epoch = -(-self.samples // global_batch)
         if max_steps is None:
             assert epochs is not None, "epochs or max_steps"
@@ -106,16 +111,21 @@ class BatchPlan:
         return [[micro for kind in dealt for micro in kind[rank]] for rank in range(self.ranks)]
 
     def _deal(self, samples: Indices, has_image: bool) -> list[list[MicroBatch]]:
-        """Per rank its micro-batches of one kind. Their sizes differ by at most one."""
-        if self.group_by_length:
-            samples = samples[np.argsort(self._lengths[samples], kind="stable")]
-        per_rank = -(-len(samples) // (self.ranks * self.micro_batch))
+        """Per rank its micro-batches of one kind, about equally large: in samples, or with a budget in tokens."""
         ranks: list[list[MicroBatch]] = [[] for _ in range(self.ranks)]
-        if not per_rank:
+        if not len(samples):
             return ranks
+        if self.group_by_length or self.tokens_per_micro_batch is not None:
+            samples = samples[np.argsort(self._lengths[samples], kind="stable")]
+        if self.tokens_per_micro_batch is None:
+            per_rank = -(-len(samples) // (self.ranks * self.micro_batch))
+            chunks = np.array_split(samples, self.ranks * per_rank)
+        else:
+            ends = cut_by_tokens(self._lengths[samples], self.tokens_per_micro_batch, multiple_of=self.ranks)
+            chunks = np.split(samples, ends)
         shortest = int(samples[np.argmin(self._lengths[samples])])
         # Neighbours go to different ranks, so that all ranks have micro-batches of similar length at the same time.
-        for place, chunk in enumerate(np.array_split(samples, self.ranks * per_rank)):
+        for place, chunk in enumerate(chunks):
             micro = MicroBatch(tuple(chunk.tolist()), has_image)
             ranks[place % self.ranks].append(micro if micro.indices else MicroBatch((shortest,), has_image, True))
         return ranks
@@ -145,6 +155,36 @@ class BatchPlan:
         ranks = [(np.arange(len(kind)) + 0.5) / max(1, len(kind)) for kind in ordered]
         merged: Indices = np.concatenate(ordered)[np.argsort(np.concatenate(ranks), kind="stable")]
         return merged
+
+
+def cut_by_tokens(lengths: NDArray[np.int64], budget: int, *, multiple_of: int) -> list[int]:
+    """Where to cut a sequence of samples so that no piece has more tokens than ``budget``, one long sample apart.
+
+    As few pieces as that allows, rounded up to a multiple (of the ranks), and then the largest as small as possible: a
+    last piece of a few tokens would let the other ranks wait.
+
+    Args:
+        lengths: int64 [n], tokens per sample; n is at least 1.
+
+    Returns:
+        The ends of all pieces but the last, ascending; pieces at the end are empty where there are too few samples.
+    """
+    summed = np.cumsum(lengths)
+
+    def ends(limit: int) -> list[int]:
+        found = [0]
+        while found[-1] < len(lengths):
+            before = int(summed[found[-1] - 1]) if found[-1] else 0
+            found.append(max(int(np.searchsorted(summed, before + limit, side="right")), found[-1] + 1))
+        return found[1:]
+
+    pieces = -(-len(ends(budget)) // multiple_of) * multiple_of
+    low, high = 1, budget  # the smallest limit that needs no more pieces; a smaller limit never needs fewer
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(ends(middle)) <= pieces else (middle + 1, high)
+    found = ends(low)
+    return [*found, *[len(lengths)] * (pieces - len(found))][:-1]
 
 
 class MicroBatchStream:

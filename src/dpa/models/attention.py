@@ -1,4 +1,5 @@
-"""What an LLM is told about who sees whom in a pass over *some* positions of a batch (the image's tokens left out).
+"""What an LLM is told about who sees whom in a pass over *some* positions of a batch (the image's tokens left out), or
+over rows that hold several samples.
 
 transformers has three habits that a pass with jumps in its position ids must be protected from:
 
@@ -7,22 +8,32 @@ transformers has three habits that a pass with jumps in its position ids must be
 * the flash-attention path drops an all-ones mask and looks for jumps again: sequence boundaries are passed explicitly;
 * a sliding window counts the positions that are there: where it matters, masks are built from the original positions.
 
+Samples that share a row never see each other: sdpa, eager and flex get masks that say so (flex a block mask, which
+skips what nobody sees), flash-attention gets the boundaries. They are never left to be guessed from position ids.
+
 Legend: R rows of the pass, K positions per row (padded to the right), H hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers import PreTrainedConfig
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from dpa.errors import ModelError
+from dpa.models.rows import Rows
+
+DENSE_ROW = 128
+"""Slots up to which packed rows are filled, if no sample is longer, where a kernel's cost grows with the square of the
+row (sdpa, eager). Short captions are left almost without padding; ``benchmarks/packing.py --row`` tries others."""
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """The names of transformers' ``config.layer_types``."""
@@ -33,68 +44,127 @@ def sliding_window(config: PreTrainedConfig) -> int | None:
 
     Raises:
         ModelError: a layer has neither full nor sliding attention (linear, chunked ...): leaving tokens out of such a
-            layer is not the same as masking them.
+            layer is not the same as masking them, and nothing parts the samples of a row.
     """
     kinds = set(_layer_kinds(config))
     if unknown := kinds - {FULL, SLIDING}:
         raise ModelError(
             f"{config.model_type}: layers with {', '.join(sorted(unknown))} cannot be run on text without its image "
-            "tokens; use an LLM whose layers have full or sliding attention (Qwen2.5, Llama, Gemma-2, Mistral)"
+            "tokens, nor on several samples in a row; use an LLM whose layers have full or sliding attention (Qwen2.5, "
+            "Llama, Gemma-2, Mistral)"
         )
     return int(config.sliding_window) if SLIDING in kinds else None
 
 
+def packed_row_length(config: PreTrainedConfig) -> int:
+    """How long packed rows may get (``models.rows.arrange``): what flash and flex skip costs nothing, so all in one."""
+    skips = "flash" in config._attn_implementation or config._attn_implementation == "flex_attention"
+    return sys.maxsize if skips else DENSE_ROW
+
+
 def attention_arguments(
-    config: PreTrainedConfig, embeds_RKH: Tensor, visible_RK: Tensor, position_RK: Tensor, *, span: int
+    config: PreTrainedConfig,
+    embeds_RKH: Tensor,
+    visible_RK: Tensor,
+    position_RK: Tensor,
+    *,
+    span: int,
+    rows: Rows | None = None,
 ) -> dict[str, Any]:
-    """Keyword arguments of the decoder's forward with which position q sees the visible keys k <= q of its row.
+    """Keyword arguments of the decoder's forward with which position q sees the visible keys k <= q of its sample.
 
     Args:
         config: the decoder's (text) configuration; its attention implementation decides about the masks' form.
         embeds_RKH: the pass's input; read for shape, type and device only.
         visible_RK: bool; False: nobody sees this key (padding, image tokens that are kept as readers only).
         position_RK: int64; original positions, by which sliding windows count; they may jump.
-        span: positions of the original sequence at most; at or under the window no mask but the 2D one is needed.
+        span: positions of the original sequence at most, 0 where position ids do not jump inside a sample; at or under
+            the window nobody's window needs counting.
+        rows: which samples share rows; None: every row is one sample.
 
     Raises:
         ModelError: a sliding window is shorter than ``span`` under flash-attention, which can only count the positions
-            that are there.
+            that are there; or layers that nothing can part samples in (:func:`sliding_window`).
     """
-    window = sliding_window(config)
-    flash = "flash" in config._attn_implementation
-    if window is not None and span > window:
-        if flash:
+    packed = rows is not None and rows.packed
+    window = sliding_window(config) if packed or span else None
+    gaps = window is not None and span > window
+    if "flash" in config._attn_implementation:
+        if gaps:
             raise ModelError(
                 f"{config.model_type} with {config._attn_implementation}: a sample of up to {span} tokens is longer "
                 f"than the sliding window of {window}, which flash-attention would count without the image's tokens; "
                 "set model.attention to sdpa or eager, or max_length to the window"
             )
-        return {"attention_mask": _windowed_masks(config, embeds_RKH, visible_RK, position_RK, window)}
-    arguments: dict[str, Any] = {"attention_mask": visible_RK.to(torch.int64)}
-    if flash:
-        # Read only where the mask is all ones; with padding the boundaries are found from the mask.
-        rows, length = visible_RK.shape
-        boundaries = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=visible_RK.device)
-        arguments |= {"cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries}
-        arguments |= {"max_length_q": length, "max_length_k": length}
-    return arguments
+        return _flash_arguments(visible_RK, rows)
+    if not packed and not gaps:
+        return {"attention_mask": visible_RK.to(torch.int64)}
+    sample_RK = rows.sample if rows is not None and packed else None
+    return {"attention_mask": _masks(config, embeds_RKH, visible_RK, position_RK, window, sample_RK)}
 
 
-def _windowed_masks(
-    config: PreTrainedConfig, embeds_RKH: Tensor, visible_RK: Tensor, position_RK: Tensor, window: int
+def _flash_arguments(visible_RK: Tensor, rows: Rows | None) -> dict[str, Any]:
+    """Boundaries are read only where the mask is all ones (it is dropped then); with padding it makes its own."""
+    count, length = visible_RK.shape
+    if rows is not None and rows.packed:
+        assert count == 1, "packed rows with padding: flash-attention would take each row for one sample"
+        boundaries = [0, *accumulate(rows.lengths)]
+        longest = max(rows.lengths)
+    else:
+        boundaries = list(range(0, count * length + 1, length))
+        longest = length
+    boundaries_S1 = torch.tensor(boundaries, dtype=torch.int32, device=visible_RK.device)
+    return {
+        "attention_mask": visible_RK.to(torch.int64),
+        "cu_seq_lens_q": boundaries_S1,
+        "cu_seq_lens_k": boundaries_S1,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def _masks(
+    config: PreTrainedConfig,
+    embeds_RKH: Tensor,
+    visible_RK: Tensor,
+    position_RK: Tensor,
+    window: int | None,
+    sample_RK: Tensor | None,
 ) -> Any:
-    """The decoder's own masks with the window counted by original positions: one per kind of layer, or the only one."""
+    """Explicit masks, one per kind of layer or the only one: windows count original positions, and with ``sample_RK`` a
+    sample sees itself alone."""
 
-    def near(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return position_RK[row, query] - position_RK[row, key] < window
+    def full(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        seen = (key <= query) & keys_RK[row, key]
+        return seen if sample_RK is None else seen & (sample_RK[row, query] == sample_RK[row, key])
 
-    settings: dict[str, Any] = {"config": config, "inputs_embeds": embeds_RKH, "attention_mask": visible_RK}
-    settings["past_key_values"] = None
-    # Left-out tokens only bring the rest closer together, so transformers' own window never hides what ``near`` shows.
-    sliding = create_sliding_window_causal_mask(**settings, and_mask_function=near)
-    if not _has_layer_types(config):  # Mistral: every layer has the window
-        return sliding
-    return {FULL: create_causal_mask(**settings), SLIDING: sliding}
+    def sliding(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        assert window is not None
+        return full(row, head, query, key) & (position_RK[row, query] - position_RK[row, key] < window)
+
+    # Padding is one more sample of its row: where nothing at all is seen, some kernels say NaN, and 0 * NaN is NaN too.
+    keys_RK = visible_RK if sample_RK is None else visible_RK | (sample_RK < 0)
+    if not _has_layer_types(config):  # Llama has no window; Mistral's every layer has it, or none
+        return _mask(config, embeds_RKH, full if window is None else sliding)
+    kinds = set(config.layer_types)
+    return {kind: _mask(config, embeds_RKH, seen) for kind, seen in ((FULL, full), (SLIDING, sliding)) if kind in kinds}
+
+
+def _mask(config: PreTrainedConfig, embeds_RKH: Tensor, seen: Callable[..., Tensor]) -> Any:
+    """In the kernel's form: blocks for flex, to be added for eager, else bool [R, 1, K, K].
+
+    transformers would make the same of such a function, but under vmap: 10 to 280 ms for a small batch on a CPU.
+    """
+    rows, length, device = embeds_RKH.shape[0], embeds_RKH.shape[1], embeds_RKH.device
+    if config._attn_implementation == "flex_attention":
+        return create_block_mask(seen, rows, None, length, length, device=device, _compile=True)
+    row_R111 = torch.arange(rows, device=device).view(-1, 1, 1, 1)
+    slot_K = torch.arange(length, device=device)
+    seen_R1KK = seen(row_R111, None, slot_K.view(1, 1, -1, 1), slot_K.view(1, 1, 1, -1))
+    if config._attn_implementation != "eager":
+        return seen_R1KK
+    lowest = torch.finfo(embeds_RKH.dtype).min
+    return torch.zeros_like(seen_R1KK, dtype=embeds_RKH.dtype).masked_fill(~seen_R1KK, lowest)
 
 
 @contextmanager

@@ -5,8 +5,8 @@ that its activations are gone before the graph's are made. Nothing of size (toke
 are gathered at the predicting positions (t - 1) of supervised tokens before the head.
 
 Legend: B samples, L padded length, N supervised tokens, M positions that the official variant reads (m: those where its
-passes differ), S = B * (L - 1) positions of the flattened, shifted batch, I images, P rows per image, R rows and K kept
-positions of the pass without image, H hidden size, V vocabulary.
+passes differ), S = B * (L - 1) positions of the flattened, shifted batch, I images, P rows per image, R rows and K
+slots per row of the pass without image, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dpa.models.attention import nothing_seen_is_nothing_added
-from dpa.models.text_pass import TextPositions, decode, is_text, keep, text_only_logprobs, up_to_last, without_gradient
-from dpa.models.vlm import head, hidden_states, image_features
+from dpa.errors import UserError
+from dpa.models.attention import nothing_seen_is_nothing_added, packed_row_length
+from dpa.models.rows import arrange
+from dpa.models.text_pass import TextPositions, decode, is_text, text_only_logprobs, up_to_last, without_gradient
+from dpa.models.vlm import decoder, head, hidden_states, image_features
 from dpa.objectives import label_logits, label_logprobs, official_positions
 from dpa.types import Batch
 
@@ -70,7 +72,7 @@ class Contrast:
     segment_ids: Tensor
     """int64 [N]: 0, 0, 1 ...; one per contiguous supervised run of one sample."""
     sample_index: Tensor
-    """int64 [N]: row of the batch."""
+    """int64 [N]: the token's sample, a row of the batch."""
     has_image: Tensor
     """bool [N]: the token's sample has an image."""
     official: OfficialContrast | None
@@ -86,6 +88,7 @@ def contrast(
     without: bool = True,
     logits: bool = False,
     window: int = 3,
+    packing: bool = False,
 ) -> Contrast:
     """Both passes over one batch (paper, section 3.3; method.md, "Objectives" and the table of deviations).
 
@@ -99,17 +102,24 @@ def contrast(
         without: also the pass without image; off for objectives that need none.
         logits: also the labels' raw logits (CAL).
         window: width in tokens of the moving mean that follows; ``official`` must know which neighbours it reads.
+        packing: several samples in a row of either pass, so that hardly anything is padded (``models.rows``); the same
+            numbers within rounding. ``exact`` only: ``official`` reads the padded batch's neighbours.
 
     Raises:
         ModelError: see ``text_only_logprobs``.
-        UserError: a label outside the vocabulary; an even window.
+        UserError: a label outside the vocabulary; an even window; packing with ``official``.
     """
     if fidelity == "official":
+        if packing:
+            raise UserError("fidelity official reads the padded batch, position by position; leave packing off")
         return _official(model, batch, without=without, logits=logits, window=window)
-    text = text_only_logprobs(model, batch, text_positions=text_positions, logits=logits) if without else None
+    text = None
+    if without:
+        text = text_only_logprobs(model, batch, text_positions=text_positions, logits=logits, packing=packing)
     sample_N, label_N = batch.supervised.nonzero(as_tuple=True)
     labels_N = batch.input_ids[sample_N, label_N]
-    hidden_NH = hidden_states(model, batch)[sample_N, label_N - 1]
+    rows = arrange(batch.attention_mask.bool(), packed_row_length(decoder(model).config) if packing else None)
+    hidden_NH = hidden_states(model, batch, rows=rows)[rows.places(sample_N, label_N - 1)]
     weight_VH, softcap = head(model)
     return _assemble(
         batch,
@@ -223,22 +233,21 @@ def _masked_pass(
     known_M = batch.has_image[sample_M] & batch.attention_mask.bool()[sample_M, source_M]
     needed_BL = torch.zeros_like(text_BL)
     needed_BL[sample_M[known_M], source_M[known_M]] = True
-    kept = keep((text_BL & up_to_last(needed_BL)) | needed_BL)
-    if len(kept.sample) == 0:
+    rows = arrange((text_BL & up_to_last(needed_BL)) | needed_BL)
+    if not rows.order:
         return None
-    visible_RK, image_RK = kept.take(text_BL, padding=False), kept.take(batch.is_image, padding=False)
-    position_RK = kept.take(batch.position_ids)
+    visible_RK, image_RK = rows.take(text_BL, padding=False), rows.take(batch.is_image, padding=False)
+    position_RK = rows.take(batch.position_ids)
     ordinal_BL = batch.is_image.flatten().cumsum(dim=0).view_as(batch.is_image) - 1
-    decoder = model.get_decoder()
-    with without_gradient(model), nothing_seen_is_nothing_added(decoder, visible_RK, position_RK):
-        embeds_RKH = model.get_input_embeddings()(kept.take(batch.input_ids))
-        patch_H = features_IPH.flatten(0, 1)[kept.take(ordinal_BL)[image_RK]]
+    body = decoder(model)
+    with without_gradient(model), nothing_seen_is_nothing_added(body, visible_RK, position_RK):
+        embeds_RKH = model.get_input_embeddings()(rows.take(batch.input_ids))
+        patch_H = features_IPH.flatten(0, 1)[rows.take(ordinal_BL)[image_RK]]
         embeds_RKH[image_RK] = patch_H.to(embeds_RKH.dtype)
-        hidden_RKH = decode(decoder, embeds_RKH, visible_RK, position_RK, span=batch.input_ids.shape[1])
-        row_m = kept.row[sample_M[known_M]]
-        slot_m = kept.slot[sample_M[known_M], source_M[known_M]]
+        hidden_RKH = decode(body, embeds_RKH, visible_RK, position_RK, span=batch.input_ids.shape[1])
         weight_VH, _ = head(model)
-        hidden_mH, target_m = hidden_RKH[row_m, slot_m], target_M[known_M]
+        hidden_mH = hidden_RKH[rows.places(sample_M[known_M], source_M[known_M])]
+        target_m = target_M[known_M]
         logp_m = label_logprobs(hidden_mH, weight_VH, target_m)
         logit_m = label_logits(hidden_mH, weight_VH, target_m) if logits else None
     return _Masked(known_M, logp_m, logit_m)

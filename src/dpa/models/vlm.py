@@ -4,13 +4,15 @@ Weights live in transformers' own ``LlavaForConditionalGeneration``; nothing is 
 joined without a second copy in memory and called in our order: tower, connector, splice, LLM body. The head is applied
 elsewhere, at supervised positions only.
 
-Legend: B samples, L padded length, H hidden, V vocabulary, I images of a batch, P rows per image, C channels, R side.
+Legend: B samples, L padded length, H hidden, V vocabulary, I images of a batch, P rows per image, C channels, R side of
+an image; in [R, K, H] R rows of a pass, K slots per row.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from dpa.errors import DataError, ModelError
+from dpa.models.attention import attention_arguments
 from dpa.models.digest import digest_of_part
 from dpa.models.families import FAMILIES, Family, family_of, text_rules
 from dpa.models.legacy import CONNECTOR_NAMES, check_connector, read_connector
@@ -35,12 +38,14 @@ from dpa.models.parts import (
     select_strategy,
 )
 from dpa.models.processor import ImageMode, make_image_processor, make_processor
+from dpa.models.rows import Rows
 from dpa.models.settings import ModelSettings
 from dpa.types import Batch, TextRules
 
 __all__ = [
     "Vlm",
     "build_vlm",
+    "decoder",
     "head",
     "hidden_states",
     "image_features",
@@ -197,7 +202,7 @@ def image_features(model: LlavaForConditionalGeneration, pixel_values: Tensor) -
     return projected
 
 
-def hidden_states(model: nn.Module, batch: Batch, features: Tensor | None = None) -> Tensor:
+def hidden_states(model: nn.Module, batch: Batch, features: Tensor | None = None, rows: Rows | None = None) -> Tensor:
     """The training forward, the only one: last hidden states of the LLM's body, before the head.
 
     Args:
@@ -205,29 +210,47 @@ def hidden_states(model: nn.Module, batch: Batch, features: Tensor | None = None
         batch: one micro-batch; padding on the right.
         features: [I, P, H] if ``image_features`` has made them already (a second pass over the same images); None: they
             are made from ``batch.pixel_values``.
+        rows: where the batch's real tokens, all of them, stand in this pass; None: as in the batch.
 
     Returns:
-        [B, L, H].
+        [R, K, H]; without ``rows`` [B, L, H].
 
     Raises:
         DataError: placeholders and images do not match; names both counts and the samples.
-        ModelError: images for a model without a vision tower.
+        ModelError: images for a model without a vision tower; see ``attention_arguments``.
     """
     whole = _without_wrapper(model)
     if features is None and batch.pixel_values is not None:
         if not isinstance(whole, LlavaForConditionalGeneration):
             raise ModelError(f"a batch with images (samples {', '.join(batch.sample_ids)}) for an LLM without a tower")
         features = image_features(whole, batch.pixel_values)
-    body = whole.model.language_model if isinstance(whole, LlavaForConditionalGeneration) else whole.base_model
-    embedded_BLH = _splice(body.get_input_embeddings()(batch.input_ids), features, batch)
+    _check_features(features, batch)
+    body = decoder(model)
+    if rows is None:
+        position_ids, is_image, input_ids = batch.position_ids, batch.is_image, batch.input_ids
+    else:
+        position_ids, is_image, input_ids = map(rows.take, (batch.position_ids, batch.is_image, batch.input_ids))
+    embedded: Tensor = body.get_input_embeddings()(input_ids)
+    if features is not None:  # whatever was embedded at placeholders is overwritten, in reading order
+        features = features if rows is None else features[_image_order(batch, rows)]
+        embedded = embedded.masked_scatter(is_image.unsqueeze(-1), features.to(embedded.device, embedded.dtype))
+    # a mask is always given: without it transformers reads a jump in position ids as the start of a packed sequence
+    visible = batch.attention_mask.bool() if rows is None else rows.filled
+    arguments = attention_arguments(body.config, embedded, visible, position_ids, span=0, rows=rows)
     output: Tensor = body(
-        inputs_embeds=embedded_BLH,
-        # always given: without it transformers reads a jump in position ids as the start of a packed sequence
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
+        inputs_embeds=embedded, position_ids=position_ids, use_cache=False, **arguments
     ).last_hidden_state
     return output
+
+
+def decoder(model: nn.Module) -> Any:
+    """The LLM's body: embeddings and layers, without the head.
+
+    Args:
+        model: as for ``hidden_states``.
+    """
+    whole = _without_wrapper(model)
+    return whole.model.language_model if isinstance(whole, LlavaForConditionalGeneration) else whole.base_model
 
 
 def head(model: nn.Module) -> tuple[Tensor, float | None]:
@@ -248,23 +271,25 @@ def _without_wrapper(model: nn.Module) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def _splice(embedded_BLH: Tensor, features_IPH: Tensor | None, batch: Batch) -> Tensor:
-    """Puts image rows at placeholders, in reading order. Whatever was embedded there is overwritten."""
+def _image_order(batch: Batch, rows: Rows) -> Tensor:
+    """int64 [I]: the batch's images as a reader of the rows meets them."""
+    first = [0, *accumulate(batch.image_counts)]
+    order = [image for sample in rows.order for image in range(first[sample], first[sample + 1])]
+    return torch.tensor(order, dtype=torch.int64, device=batch.input_ids.device)
+
+
+def _check_features(features_IPH: Tensor | None, batch: Batch) -> None:
     rows = 0 if features_IPH is None else features_IPH.shape[0] * features_IPH.shape[1]
     placeholders = int(batch.is_image.sum())
-    if placeholders != rows:
-        per_sample = batch.is_image.sum(dim=1).tolist()
-        described = ", ".join(
-            f"{name}: {count} placeholders for {images} images"
-            for name, count, images in zip(batch.sample_ids, per_sample, batch.image_counts, strict=True)
-            if count or images
-        )
-        raise DataError(
-            f"{placeholders} image placeholders but {rows} image rows from tower and connector ({described}); a sample "
-            "needs as many images as <image> marks, and the tower fixes the rows per image"
-        )
-    if features_IPH is None:
-        return embedded_BLH
-    return embedded_BLH.masked_scatter(
-        batch.is_image.unsqueeze(-1), features_IPH.to(embedded_BLH.device, embedded_BLH.dtype)
+    if placeholders == rows:
+        return
+    per_sample = batch.is_image.sum(dim=1).tolist()
+    described = ", ".join(
+        f"{name}: {count} placeholders for {images} images"
+        for name, count, images in zip(batch.sample_ids, per_sample, batch.image_counts, strict=True)
+        if count or images
+    )
+    raise DataError(
+        f"{placeholders} image placeholders but {rows} image rows from tower and connector ({described}); a sample "
+        "needs as many images as <image> marks, and the tower fixes the rows per image"
     )

@@ -30,7 +30,7 @@ from dpa.train.job import StageJob
 from dpa.train.loop import train_stage
 from dpa.train.parallel import compute_dtype
 from dpa.train.settings import StageSettings
-from dpa.train.step import step_settings
+from dpa.train.step import packs, step_settings
 
 log = get_logger(__name__)
 
@@ -100,7 +100,12 @@ def stage_inputs(
     """Everything that a stage's result depends on (JSON-able): the content of its key."""
     objective = recipe.objective(method, stage)
     dropped = _DO_NOT_MATTER | (_OF_RELEVANCE if objective == "uniform" else set()) | {"objective"}
-    settings = settings_of(recipe, stage).model_dump(mode="json", exclude=dropped)
+    own = settings_of(recipe, stage)
+    settings = own.model_dump(mode="json", exclude=dropped)
+    # What is in force: packing rounds differently, so it matters, but not whether it was asked for or chosen.
+    settings["packing"] = packs(own, recipe.fidelity)
+    if own.tokens_per_micro_batch is not None:
+        del settings["micro_batch"]  # not read
     train = recipe.train
     found: dict[str, Any] = {
         "objective": objective,

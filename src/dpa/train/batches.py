@@ -64,6 +64,7 @@ class StageBatches:
             self.has_image,
             global_batch=self.settings.global_batch,
             micro_batch=self.settings.micro_batch,
+            tokens_per_micro_batch=self.settings.tokens_per_micro_batch,
             ranks=ranks,
             seed=self.seed,
             group_by_length=self.settings.group_by_length,

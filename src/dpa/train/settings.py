@@ -43,6 +43,12 @@ class StageSettings(Strict):
     """Samples per optimizer step over all ranks."""
     micro_batch: int = Field(default=16, ge=1)
     """Samples per forward on one rank."""
+    packing: bool | None = None
+    """Several samples in a row of a pass, none of which sees another: hardly any padding, none with flash_attention_2
+    and flex_attention. None: on with fidelity ``exact``, off with ``official``, which reads the padded batch."""
+    tokens_per_micro_batch: int | None = Field(default=None, ge=1)
+    """Tokens per forward on one rank, image placeholders included; a longer sample goes alone. Takes the place of
+    ``micro_batch`` and needs packing. None: ``micro_batch`` samples, whatever their length."""
     group_by_length: bool = False
     """Micro-batches of similar length (stage 3 of the reference)."""
     gradient_checkpointing: bool = False

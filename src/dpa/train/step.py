@@ -49,6 +49,8 @@ class StepSettings:
     text_only: TextOnlyPolicy
     text_positions: TextPositions
     fidelity: Fidelity
+    packing: bool
+    """Several samples in a row of either pass."""
 
     @property
     def needs_mean_weight(self) -> bool:
@@ -65,7 +67,8 @@ def step_settings(settings: StageSettings, *, objective_name: ObjectiveName, fid
         fidelity: the recipe's.
 
     Raises:
-        UserError: bounds in the wrong order, an even window, or ``prior`` with official fidelity.
+        UserError: bounds in the wrong order, an even window, ``prior`` with official fidelity, or what :func:`packs`
+            refuses.
     """
     row = objective(objective_name)
     minimum = row.minimum if settings.minimum is None else settings.minimum
@@ -89,7 +92,29 @@ def step_settings(settings: StageSettings, *, objective_name: ObjectiveName, fid
         text_only=settings.text_only,
         text_positions=settings.text_positions,
         fidelity=fidelity,
+        packing=packs(settings, fidelity),
     )
+
+
+def packs(settings: StageSettings, fidelity: Fidelity) -> bool:
+    """Whether a stage's passes have several samples in a row: with ``exact`` fidelity, unless the stage says no.
+
+    Raises:
+        UserError: packing or a token budget with official fidelity, or a token budget without packing.
+    """
+    budget = settings.tokens_per_micro_batch
+    if fidelity == "official" and (settings.packing or budget is not None):
+        given = "packing true" if settings.packing else f"tokens_per_micro_batch {budget}"
+        raise UserError(
+            f"{given} with fidelity official, which smooths over the padded batch and divides per micro-batch: its "
+            "result depends on both; leave packing and tokens_per_micro_batch out, or use fidelity exact"
+        )
+    if settings.packing is False and budget is not None:
+        raise UserError(
+            f"tokens_per_micro_batch {budget} with packing false: padding would exceed it; leave packing out, or "
+            f"give micro_batch (now {settings.micro_batch}) alone"
+        )
+    return fidelity == "exact" if settings.packing is None else settings.packing
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +202,7 @@ class TrainStep(nn.Module):
             without=self._row.needs_without and not self._row.frozen_reference,
             logits=self._row.needs_logits,
             window=self.settings.window,
+            packing=self.settings.packing,
         )
 
     def _weights(self, read: Contrast, batch: Batch, text_weight: float | None) -> Tensor:
@@ -188,7 +214,9 @@ class TrainStep(nn.Module):
             return self._official_weights(read)
         logp_without = read.logp_without
         if self.reference is not None:
-            logp_without = text_only_logprobs(self.reference, batch, text_positions=settings.text_positions).logp
+            logp_without = text_only_logprobs(
+                self.reference, batch, text_positions=settings.text_positions, packing=settings.packing
+            ).logp
         relevance_N = relevance(
             settings.objective,
             read.logp_with,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpa.data.sampler import BatchPlan, MicroBatchStream
+from dpa.data.sampler import BatchPlan, MicroBatchStream, cut_by_tokens
 from dpa.data.shuffle import permutation
 from dpa.errors import DataError
 
@@ -125,6 +125,40 @@ def test_continuing_anywhere_is_the_tail(
     for step, number, _ in whole:
         assert number == numbers[step]
         numbers[step] += 1
+
+
+@given(data_sets(), BATCHES, SMALL, SEEDS, st.booleans(), st.integers(1, 200))
+@settings(max_examples=80, deadline=None)
+def test_a_token_budget_is_kept(
+    data: tuple[list[int], list[bool]], global_batch: int, ranks: int, seed: int, group: bool, budget: int
+) -> None:
+    lengths, flags = data
+    same: dict[str, Any] = {"global_batch": global_batch, "seed": seed, "group_by_length": group}
+    plan = make(data, ranks=ranks, tokens_per_micro_batch=budget, **same)
+    other = make(data, micro_batch=100, ranks=1, **same)
+    for step in range(plan.steps):
+        assert real(plan, step) == real(other, step)  # the same set of samples as without a budget
+        dealt = plan.step(step)
+        assert dealt == make(data, ranks=ranks, tokens_per_micro_batch=budget, **same).step(step)
+        assert len({tuple(item.has_image for item in rank) for rank in dealt}) == 1
+        for item in (item for rank in dealt for item in rank):
+            assert len(item.indices) == 1 or sum(lengths[index] for index in item.indices) <= budget
+            assert {flags[index] for index in item.indices} == {item.has_image}
+            assert not item.filler or len(item.indices) == 1
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "multiple", "ends"),
+    [
+        ([10] * 6, 30, 1, [3]),
+        ([10] * 7, 30, 1, [3, 6]),  # three are needed, of at most 30 tokens: none can be smaller
+        ([10] * 7, 30, 2, [2, 4, 6]),  # four, so 20 tokens are enough
+        ([1, 2, 50, 60], 20, 1, [2, 3]),  # what is too long goes alone
+        ([5, 5], 100, 4, [1, 2, 2]),  # two samples for four ranks
+    ],
+)
+def test_cuts_by_hand(lengths: list[int], budget: int, multiple: int, ends: list[int]) -> None:
+    assert cut_by_tokens(np.array(lengths), budget, multiple_of=multiple) == ends
 
 
 def test_fillers_copy_a_sample_of_their_kind() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 
-from dpa.models.text_pass import TextOnly, keep, text_only_logprobs
+from dpa.models.text_pass import TextOnly, text_only_logprobs
 from dpa.testing.models import DOCUMENT_START, IMAGE, MODEL_TYPES, ModelType, tiny_batch, tiny_llava
 from dpa.types import Batch
 from tests.oracles import contrast as oracle
@@ -258,19 +258,3 @@ def test_result_is_float32_for_bf16() -> None:
     assert text.logp.dtype == torch.float32
     assert text.logit is not None
     assert text.logit.dtype == torch.float32
-
-
-def test_keep_moves_together_and_remembers() -> None:
-    draw = torch.Generator().manual_seed(0)
-    keep_BL = torch.rand(6, 9, generator=draw) < 0.4
-    keep_BL[2] = False
-    keep_BL[4] = True
-    values_BL = torch.arange(54).view(6, 9)
-    kept = keep(keep_BL)
-    rows = kept.take(values_BL, padding=-1)
-    assert [[value for value in row if value >= 0] for row in rows.tolist()] == [
-        values_BL[sample][keep_BL[sample]].tolist() for sample in (0, 1, 3, 4, 5)
-    ]
-    for sample, column in keep_BL.nonzero().tolist():
-        assert rows[kept.row[sample], kept.slot[sample, column]] == values_BL[sample, column]
-    assert keep(torch.zeros(3, 4, dtype=torch.bool)).take(torch.zeros(3, 4)).shape == (0, 0)

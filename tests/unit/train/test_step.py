@@ -56,6 +56,22 @@ class TestSettings:
         with pytest.raises(UserError, match="prior is not in the reference implementation"):
             settings("prior", "official")
 
+    def test_packing_is_on_where_it_changes_nothing_but_roundings(self) -> None:
+        assert settings("cmo").packing is True
+        assert settings("cmo", packing=False).packing is False
+        assert settings("cmo", tokens_per_micro_batch=4096).packing is True
+        assert settings("cmo", "official").packing is settings("cmo", "official", packing=False).packing is False
+
+    @pytest.mark.parametrize("given", [{"packing": True}, {"tokens_per_micro_batch": 4096}])
+    def test_official_reads_the_padded_batch(self, given: dict[str, int]) -> None:
+        (name,) = given
+        with pytest.raises(UserError, match=f"{name} .* with fidelity official"):
+            settings("cmo", "official", **given)
+
+    def test_a_budget_needs_packing(self) -> None:
+        with pytest.raises(UserError, match=r"tokens_per_micro_batch 4096 with packing false.*now 16"):
+            settings("cmo", packing=False, tokens_per_micro_batch=4096)
+
     @pytest.mark.parametrize(
         ("objective", "fidelity", "policy", "needs"),
         [
