@@ -125,7 +125,7 @@ class Options:
     more: Mapping[str, Any] | None = None
     """Further fields of StageSettings."""
     caches: str | None = None
-    """Folder of caches; None: none is used."""
+    """Folder of caches, relative to the job's own; None: none is used."""
     cached: Sequence[str] = ("text",)
     """Which: ``text``, ``vision``."""
 
@@ -149,12 +149,12 @@ def tiny_reference(options: Options) -> nn.Module:
     return llm.requires_grad_(False)
 
 
-def tiny_caches(options: Options) -> Caches:
+def tiny_caches(work: Path, options: Options) -> Caches:
     if options.caches is None:
         return Caches()
     what = [options.family, options.samples, options.structures, options.objective == "prior"]
     inputs = {name: {"of": what} for name in options.cached}
-    return Caches(root=Path(options.caches), **inputs)
+    return Caches(root=work / options.caches, **inputs)
 
 
 def tiny_job(work: Path, options: Options, *, on_step: Sequence[Callable[[Mapping[str, Any]], None]] = ()) -> StageJob:
@@ -192,7 +192,7 @@ def tiny_job(work: Path, options: Options, *, on_step: Sequence[Callable[[Mappin
             workers=options.workers,
             labels=[sum(item.encoded.supervised) for item in items],
         ),
-        caches=tiny_caches(options),
+        caches=tiny_caches(work, options),
         reference=tiny_reference(options) if objective == "prior" else None,
         work=work,
         fingerprint="f" * 64,
