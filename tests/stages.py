@@ -9,17 +9,18 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from dpa.data.chat import Encoded
-from dpa.data.dataset import Item
+from dpa.data.dataset import ImageTable, Item
 from dpa.models.freeze import set_trainable
 from dpa.testing.models import (
     BOS,
@@ -32,6 +33,7 @@ from dpa.testing.models import (
     tiny_llava,
     tiny_text_config,
 )
+from dpa.train.job import Caches
 from dpa.train.loop import StageBatches, StageJob, StageResult, train_stage
 from dpa.train.metrics import TIMING_FIELDS, read_metrics
 from dpa.train.progress import NoProgress
@@ -84,6 +86,20 @@ class MemoryData:
         encoded = Encoded(input_ids=ids, supervised=batch.supervised[0].tolist(), image_spans=spans)
         return Item(encoded=encoded, pixel_values=pixels, sample_id=f"s{index}", where=f"memory, record {index}")
 
+    def text_item(self, index: int) -> Item:
+        return replace(self[index], pixel_values=None)
+
+    def pixels(self, source: int, name: str) -> torch.Tensor:
+        pixels = self[source].pixel_values
+        assert pixels is not None
+        return pixels[int(name)]
+
+    def image_table(self) -> ImageTable:
+        """Every sample is a source of its own; its images' names are their places."""
+        counts = [structure.split().count("image") for structure in self.structures]
+        names = tuple((index, str(place)) for index, count in enumerate(counts) for place in range(count))
+        return ImageTable(names, np.arange(len(names)), np.concatenate([[0], np.cumsum(counts)]))
+
 
 @dataclass(frozen=True)
 class Options:
@@ -108,6 +124,10 @@ class Options:
     """Narrow for cmo: a random model is never sure, and weights shall lie between the bounds. None: the objective's."""
     more: Mapping[str, Any] | None = None
     """Further fields of StageSettings."""
+    caches: str | None = None
+    """Folder of caches, relative to the job's own; None: none is used."""
+    cached: Sequence[str] = ("text",)
+    """Which: ``text``, ``vision``."""
 
 
 def tiny_model(options: Options) -> nn.Module:
@@ -121,6 +141,20 @@ def tiny_model(options: Options) -> nn.Module:
             model = get_peft_model(llm, config)
     set_trainable(model, options.stage)  # type: ignore[arg-type]
     return model
+
+
+def tiny_reference(options: Options) -> nn.Module:
+    """For ``prior``: another LLM than the model's."""
+    llm = tiny_llava(options.family, seed=7, layers=2)
+    return llm.requires_grad_(False)
+
+
+def tiny_caches(work: Path, options: Options) -> Caches:
+    if options.caches is None:
+        return Caches()
+    what = [options.family, options.samples, options.structures, options.objective == "prior"]
+    inputs = {name: {"of": what} for name in options.cached}
+    return Caches(root=work / options.caches, **inputs)
 
 
 def tiny_job(work: Path, options: Options, *, on_step: Sequence[Callable[[Mapping[str, Any]], None]] = ()) -> StageJob:
@@ -156,7 +190,10 @@ def tiny_job(work: Path, options: Options, *, on_step: Sequence[Callable[[Mappin
             settings=settings,
             seed=options.seed,
             workers=options.workers,
+            labels=[sum(item.encoded.supervised) for item in items],
         ),
+        caches=tiny_caches(work, options),
+        reference=tiny_reference(options) if objective == "prior" else None,
         work=work,
         fingerprint="f" * 64,
         progress=NoProgress(),

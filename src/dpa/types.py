@@ -1,11 +1,14 @@
 """The two plain types that data, models and training hand to each other. A leaf: imports torch only.
 
-Legend: B samples (rows), L padded length, I images of a batch, C channels, R image side in pixels.
+Legend: B samples (rows), L padded length, N supervised tokens, I images of a batch, C channels (of pixels or of the
+tower), R image side in pixels, P rows per image.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,13 +52,20 @@ class Batch:
     is_image: Tensor
     """bool [B, L]; the placeholders."""
     pixel_values: Tensor | None
-    """float32 [I, C, R, R], images in reading order over the batch; None without images."""
+    """float32 [I, C, R, R], images in reading order over the batch; None without images, or where they are not read."""
     image_counts: tuple[int, ...]
     """Images per sample, length B; sums to I."""
     sample_ids: tuple[str, ...]
     """For messages, length B."""
     document_start_id: int | None
     """See TextRules."""
+    features: Tensor | None = None
+    """float16 [I, P, C], the frozen tower's rows of the images, in place of ``pixel_values``: from ``VisionCache``."""
+    logp_without: Tensor | None = None
+    """float32 [N], text-only log-prob of each supervised token (row-major over ``supervised``), NaN where there is
+    none: from ``TextCache``, in place of the text-only pass."""
+    logit_without: Tensor | None = None
+    """float32 [N], the labels' raw logits of the same pass, for objectives that read them."""
 
     @property
     def has_image(self) -> Tensor:
@@ -64,28 +74,14 @@ class Batch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
-
-        return replace(
-            self,
-            input_ids=move(self.input_ids),
-            attention_mask=move(self.attention_mask),
-            position_ids=move(self.position_ids),
-            supervised=move(self.supervised),
-            is_image=move(self.is_image),
-            pixel_values=None if self.pixel_values is None else move(self.pixel_values),
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """Called by the DataLoader where pinned memory helps (CUDA)."""
-        return replace(
-            self,
-            input_ids=self.input_ids.pin_memory(),
-            attention_mask=self.attention_mask.pin_memory(),
-            position_ids=self.position_ids.pin_memory(),
-            supervised=self.supervised.pin_memory(),
-            is_image=self.is_image.pin_memory(),
-            pixel_values=None if self.pixel_values is None else self.pixel_values.pin_memory(),
-        )
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Every tensor changed."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **changed)

@@ -29,6 +29,7 @@ CASES = {
     "text alone": Options(structures=TEXTS, micro_batch=2),
     "images alone": Options(structures=IMAGES, micro_batch=2),
     "pretrain, text alone": Options(stage="pretrain", structures=TEXTS, micro_batch=2),
+    "caches": Options(stage="pretrain", micro_batch=2, caches="caches", cached=("text", "vision")),
     "mostly text": Options(structures=(*TEXTS, *TEXTS, *TEXTS, MIXED[0]), micro_batch=2, max_steps=3),
 }
 
@@ -40,7 +41,7 @@ def all_cases(work: Path) -> dict[str, Trained]:
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Trained]]:
-    """Twelve stages in one process group: a hang in any of them runs into the time limit."""
+    """Thirteen stages in one process group: a hang in any of them runs into the time limit."""
     return run_ranks(all_cases, tmp_path_factory.mktemp("ranks"))
 
 

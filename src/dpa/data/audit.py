@@ -63,8 +63,8 @@ class Audit:
     """int32 [M]; tokens, image placeholders included, after cutting."""
     has_image: NDArray[np.bool_]
     """bool [M]."""
-    supervised_tokens: int
-    """In all kept samples."""
+    labels: NDArray[np.int32]
+    """int32 [M]; supervised tokens."""
     cut_samples: int
     """Kept samples that ``max_length`` shortened."""
     cut_tokens: int
@@ -75,6 +75,11 @@ class Audit:
     quarantined: tuple[Quarantined, ...]
     digest: str
     """Of everything that training sees: records, kept samples, images' content. Paths and times play no part."""
+
+    @property
+    def supervised_tokens(self) -> int:
+        """In all kept samples."""
+        return int(self.labels.sum(dtype=np.int64))
 
     def summary(self) -> dict[str, Any]:
         """For manifests (JSON)."""
@@ -132,7 +137,7 @@ def audit(stage_data: StageData, *, max_bad_share: float, cache_dir: Path, progr
         kept=kept,
         lengths=text.lengths[kept],
         has_image=counts[kept] > 0,
-        supervised_tokens=int(text.supervised[kept].sum(dtype=np.int64)),
+        labels=text.supervised[kept],
         cut_samples=int((text.cut[kept] > 0).sum()),
         cut_tokens=int(text.cut[kept].sum(dtype=np.int64)),
         images=sum(map(len, names)),
@@ -239,10 +244,10 @@ def _shown(bad: Sequence[Quarantined]) -> str:
 
 
 def _digest(data: StageData, kept: Indices, images: str) -> str:
-    return digest_of(
-        {
-            "records": [source.digest for source in data.sources],
-            "kept": hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest(),
-            "images": images,
-        }
-    )
+    content = {
+        "records": [source.digest for source in data.sources],
+        "kept": hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest(),
+        "images": images,
+    }
+    # other pixels; named only where it is on, so that it makes nothing anew where it is off
+    return digest_of(content | ({"reduced_decode": True} if data.reduced_decode else {}))

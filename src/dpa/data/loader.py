@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.utils.data import DataLoader
 
 from dpa.data.collate import collate
-from dpa.data.dataset import StageData
+from dpa.data.dataset import Item
 from dpa.data.sampler import BatchPlan, MicroBatch, MicroBatchStream
 from dpa.errors import DpaError
 from dpa.types import Batch, TextRules
@@ -45,6 +45,15 @@ _Key = tuple[int, int, int, int, MicroBatch]
 """Step, number in the step, count, image count, micro-batch."""
 
 
+class Samples(Protocol):
+    """What is read: ``StageData``, or ``CachedData`` around it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Item:
+        """Raises DataError if the sample cannot be used."""
+
+
 class _Keys:
     """MicroBatchStream with the step's counts."""
 
@@ -61,7 +70,7 @@ class _Keys:
 class _Batches:
     """A map from keys to batches, run in the workers. Errors for users travel as values: torch would wrap them."""
 
-    def __init__(self, data: StageData, rules: TextRules) -> None:
+    def __init__(self, data: Samples, rules: TextRules) -> None:
         self._data = data
         self._rules = rules
 
@@ -78,7 +87,7 @@ class _Batches:
 
 
 def make_loader(
-    data: StageData,
+    data: Samples,
     plan: BatchPlan,
     rank: int,
     start_step: int,

@@ -37,6 +37,9 @@ class DataSettings(Strict):
     """Missing or broken samples are quarantined up to this share of a source; above it the run does not start."""
     max_image_pixels: int = Field(default=100_000_000, ge=1)
     """Larger images are refused before they are decoded (decompression bombs)."""
+    reduced_decode: bool = False
+    """Decode JPEGs at 1/2, 1/4 or 1/8 of their size where twice the tower's side is left: faster for photographs, and
+    pixels differ a little (docs/architecture.md, "Caches and the loader")."""
     workers: int | None = Field(default=None, ge=0)
     """Loader processes per rank; None: chosen from the number of cores (0 on small machines)."""
 

@@ -20,8 +20,16 @@ from torch import Tensor, nn
 from dpa.errors import UserError
 from dpa.models.attention import nothing_seen_is_nothing_added, packed_row_length
 from dpa.models.rows import arrange
-from dpa.models.text_pass import TextPositions, decode, is_text, text_only_logprobs, up_to_last, without_gradient
-from dpa.models.vlm import decoder, head, hidden_states, image_features
+from dpa.models.text_pass import (
+    TextOnly,
+    TextPositions,
+    decode,
+    is_text,
+    text_only_logprobs,
+    up_to_last,
+    without_gradient,
+)
+from dpa.models.vlm import batch_features, decoder, head, hidden_states
 from dpa.objectives import label_logits, label_logprobs, official_positions
 from dpa.types import Batch
 
@@ -99,7 +107,8 @@ def contrast(
             image keys masked out in the full-length sequence, the label after an image read at the image's last
             position, no final soft-cap in either pass (Gemma-2); computed only at the positions that are read.
         text_positions: position ids of the text-only pass (``exact``; ``official`` knows original ones only).
-        without: also the pass without image; off for objectives that need none.
+        without: also the pass without image; off for objectives that need none. Where the batch brings its numbers
+            (``Batch.logp_without``, of a frozen LLM) they are taken and no pass is made.
         logits: also the labels' raw logits (CAL).
         window: width in tokens of the moving mean that follows; ``official`` must know which neighbours it reads.
         packing: several samples in a row of either pass, so that hardly anything is padded (``models.rows``); the same
@@ -115,7 +124,7 @@ def contrast(
         return _official(model, batch, without=without, logits=logits, window=window)
     text = None
     if without:
-        text = text_only_logprobs(model, batch, text_positions=text_positions, logits=logits, packing=packing)
+        text = _text_only(model, batch, text_positions=text_positions, logits=logits, packing=packing)
     sample_N, label_N = batch.supervised.nonzero(as_tuple=True)
     labels_N = batch.input_ids[sample_N, label_N]
     rows = arrange(batch.attention_mask.bool(), packed_row_length(decoder(model).config) if packing else None)
@@ -128,6 +137,15 @@ def contrast(
         logit_with=label_logits(hidden_NH, weight_VH, labels_N, softcap=softcap) if logits else None,
         logit_without=None if text is None else text.logit,
     )
+
+
+def _text_only(
+    model: nn.Module, batch: Batch, *, text_positions: TextPositions, logits: bool, packing: bool
+) -> TextOnly:
+    if batch.logp_without is None:
+        return text_only_logprobs(model, batch, text_positions=text_positions, logits=logits, packing=packing)
+    assert batch.logit_without is not None or not logits, "a cache without the logits that the objective reads"
+    return TextOnly(batch.logp_without, batch.logit_without)
 
 
 def _assemble(
@@ -164,7 +182,7 @@ def _official(model: Any, batch: Batch, *, without: bool, logits: bool, window: 
     sample_M, source_M = position_M.div(row_length, rounding_mode="floor"), position_M % row_length
     supervised_M = shifted_S[position_M]
     target_M = batch.input_ids[sample_M, source_M + 1].where(supervised_M, 0)
-    features_IPH = None if batch.pixel_values is None else image_features(model, batch.pixel_values)
+    features_IPH = batch_features(model, batch)
     masked = None
     if without and features_IPH is not None:
         masked = _masked_pass(model, batch, features_IPH, sample_M, source_M, target_M, logits=logits)

@@ -4,8 +4,8 @@ Weights live in transformers' own ``LlavaForConditionalGeneration``; nothing is 
 joined without a second copy in memory and called in our order: tower, connector, splice, LLM body. The head is applied
 elsewhere, at supervised positions only.
 
-Legend: B samples, L padded length, H hidden, V vocabulary, I images of a batch, P rows per image, C channels, R side of
-an image; in [R, K, H] R rows of a pass, K slots per row.
+Legend: B samples, L padded length, H hidden, V vocabulary, I images of a batch, P rows per image, C channels, D the
+tower's channels, R side of an image; in [R, K, H] R rows of a pass, K slots per row.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from dpa.types import Batch, TextRules
 
 __all__ = [
     "Vlm",
+    "batch_features",
     "build_vlm",
     "decoder",
     "head",
@@ -52,6 +53,7 @@ __all__ = [
     "load_llm",
     "load_tokenizer",
     "resolve_part",
+    "tower_features",
 ]
 
 _SOFTCAP_FIELDS: dict[str, str] = {
@@ -182,6 +184,24 @@ def _load_connector(projector: nn.Module, path: Path) -> None:
     projector.load_state_dict(state, strict=True)
 
 
+def tower_features(model: LlavaForConditionalGeneration, pixel_values: Tensor) -> Tensor:
+    """The frozen tower's rows, never with gradients.
+
+    Args:
+        pixel_values: [I, C, R, R], any float dtype.
+
+    Returns:
+        [I, P, D], D the tower's channels, in its dtype.
+    """
+    config: Any = model.config
+    tower = model.model.vision_tower
+    with torch.no_grad():
+        features = frozen_features(tower, pixel_values.to(tower.dtype), config.vision_feature_layer)
+        if config.vision_feature_select_strategy == "default":
+            features = features[:, 1:]
+    return features
+
+
 def image_features(model: LlavaForConditionalGeneration, pixel_values: Tensor) -> Tensor:
     """Tower (never with gradients), then connector.
 
@@ -191,15 +211,20 @@ def image_features(model: LlavaForConditionalGeneration, pixel_values: Tensor) -
     Returns:
         [I, P, H], in the connector's dtype (under autocast: its).
     """
-    config: Any = model.config
-    tower = model.model.vision_tower
-    with torch.no_grad():
-        features = frozen_features(tower, pixel_values.to(tower.dtype), config.vision_feature_layer)
-        if config.vision_feature_select_strategy == "default":
-            features = features[:, 1:]
+    return _project(model, tower_features(model, pixel_values))
+
+
+def batch_features(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor | None:
+    """``image_features`` of a batch's images, or of their rows from a cache; None where it has neither."""
+    if batch.features is not None:
+        return _project(model, batch.features)
+    return None if batch.pixel_values is None else image_features(model, batch.pixel_values)
+
+
+def _project(model: LlavaForConditionalGeneration, features_IPD: Tensor) -> Tensor:
     projector = model.model.multi_modal_projector
-    projected: Tensor = projector(features.to(projector.linear_1.weight.dtype))
-    return projected
+    projected_IPH: Tensor = projector(features_IPD.to(projector.linear_1.weight.dtype))
+    return projected_IPH
 
 
 def hidden_states(model: nn.Module, batch: Batch, features: Tensor | None = None, rows: Rows | None = None) -> Tensor:
@@ -209,7 +234,7 @@ def hidden_states(model: nn.Module, batch: Batch, features: Tensor | None = None
         model: a LLaVA, or for text alone an LLM, with or without an adapter.
         batch: one micro-batch; padding on the right.
         features: [I, P, H] if ``image_features`` has made them already (a second pass over the same images); None: they
-            are made from ``batch.pixel_values``.
+            are made from the batch's (``batch_features``).
         rows: where the batch's real tokens, all of them, stand in this pass; None: as in the batch.
 
     Returns:
@@ -220,10 +245,10 @@ def hidden_states(model: nn.Module, batch: Batch, features: Tensor | None = None
         ModelError: images for a model without a vision tower; see ``attention_arguments``.
     """
     whole = _without_wrapper(model)
-    if features is None and batch.pixel_values is not None:
+    if features is None and (batch.pixel_values is not None or batch.features is not None):
         if not isinstance(whole, LlavaForConditionalGeneration):
             raise ModelError(f"a batch with images (samples {', '.join(batch.sample_ids)}) for an LLM without a tower")
-        features = image_features(whole, batch.pixel_values)
+        features = batch_features(whole, batch)
     _check_features(features, batch)
     body = decoder(model)
     if rows is None:

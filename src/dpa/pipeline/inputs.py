@@ -52,6 +52,7 @@ class StageInput:
             data=self.data,
             lengths=self.audit.lengths,
             has_image=self.audit.has_image,
+            labels=self.audit.labels,
             rules=rules,
             settings=settings,
             seed=recipe.seed,
@@ -68,9 +69,10 @@ class Inputs:
             ModelError: a part is missing, unknown, or does not fit.
         """
         self.recipe = recipe
-        self._cache = store.root / ".cache"
-        self._cache.mkdir(exist_ok=True)
-        self._digests = FileDigests(self._cache / "digests.json")
+        self.cache = store.root / ".cache"
+        """Folder of everything that can be made again."""
+        self.cache.mkdir(exist_ok=True)
+        self._digests = FileDigests(self.cache / "digests.json")
         self.tokenizer: Any = load_tokenizer(recipe.model)
         self.tower_config: Any = tower_config(recipe.model)
         llm = resolve_part(recipe.model.llm)
@@ -123,7 +125,7 @@ class Inputs:
     def _open(self, stage: StageName) -> StageInput:
         recipe, settings = self.recipe, settings_of(self.recipe, stage)
         sources = recipe.data.instructions if stage == "finetune" else recipe.data.captions
-        records = [read_records(source, self._cache, seed=recipe.seed) for source in sources]
+        records = [read_records(source, self.cache, seed=recipe.seed) for source in sources]
         with_images = stage != "proxy"
         transform = None
         if with_images:
@@ -139,8 +141,9 @@ class Inputs:
             max_length=settings.max_length,
             transform=transform,
             max_image_pixels=recipe.data.max_image_pixels,
+            reduced_decode=recipe.data.reduced_decode and with_images,
         )
-        checked = audit(data, max_bad_share=recipe.data.max_bad_share, cache_dir=self._cache)
+        checked = audit(data, max_bad_share=recipe.data.max_bad_share, cache_dir=self.cache)
         if checked.quarantined:
             shown = "; ".join(f"{item.id} ({item.where}): {item.reason}" for item in checked.quarantined[:3])
             log.warning(

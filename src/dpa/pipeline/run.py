@@ -21,7 +21,7 @@ from dpa.pipeline.inputs import Inputs, StageInput, settings_of, store_of
 from dpa.pipeline.stages import StageRun, run_stage, stage_inputs
 from dpa.recipe import METHODS, STAGES, MethodName, Recipe, StageName
 from dpa.store import Entry, Store
-from dpa.train.step import step_settings
+from dpa.train.step import step_settings, wants_text_cache
 
 log = get_logger(__name__)
 
@@ -174,6 +174,7 @@ def _check(recipe: Recipe, inputs: Inputs, stages: tuple[StageName, ...]) -> Non
         settings = settings_of(recipe, stage)
         for name in sorted({recipe.objective(method, stage) for method in recipe.methods}):
             step_settings(settings, objective_name=name, fidelity=recipe.fidelity)
+            wants_text_cache(settings, stage, objective_name=name, fidelity=recipe.fidelity)
     inputs.check_connector()
     for stage in stages:
         if _needed(recipe, stage):

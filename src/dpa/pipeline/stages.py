@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig
 
+from dpa.data.chat import ENCODING_VERSION
 from dpa.errors import CheckpointError
 from dpa.log import get_logger
 from dpa.models.checkpoint_io import save_checkpoint
@@ -26,16 +27,16 @@ from dpa.pipeline.folder import ARTEFACTS, versions
 from dpa.pipeline.inputs import Inputs, StageInput, settings_of
 from dpa.recipe import MethodName, Recipe, StageName
 from dpa.store import Entry, disk_errors
-from dpa.train.job import StageJob
+from dpa.train.job import Caches, StageJob
 from dpa.train.loop import train_stage
 from dpa.train.parallel import compute_dtype
 from dpa.train.settings import StageSettings
-from dpa.train.step import packs, step_settings
+from dpa.train.step import packs, step_settings, wants_text_cache
 
 log = get_logger(__name__)
 
-_DO_NOT_MATTER = {"save_steps"}
-"""Settings of a stage that change nothing in its result."""
+_DO_NOT_MATTER = {"save_steps", "text_cache"}
+"""Settings of a stage that change nothing in its result (``text_cache``: what it comes to is in the key by itself)."""
 _OF_RELEVANCE = {"minimum", "maximum", "window", "text_positions"}
 """Settings that the uniform objective does not read."""
 
@@ -125,7 +126,47 @@ def stage_inputs(
         found["connector_from"] = inputs.connector_from
     if stage == "finetune":
         found["connector"] = done["pretrain"].key
+    # rounded otherwise; named only where they are on, so that nothing is trained again where they are off
+    if _text_cached(recipe, method, stage):
+        found["text_cache"] = True
+    if _vision_cached(recipe, stage):
+        found["vision_cache"] = True
     return found
+
+
+def _text_cached(recipe: Recipe, method: MethodName, stage: StageName) -> bool:
+    name = recipe.objective(method, stage)
+    return wants_text_cache(settings_of(recipe, stage), stage, objective_name=name, fidelity=recipe.fidelity)
+
+
+def _vision_cached(recipe: Recipe, stage: StageName) -> bool:
+    return recipe.train.vision_cache and stage != "proxy"
+
+
+def _caches(run: StageRun) -> Caches:
+    """The caches of a stage and what their numbers depend on, but for device and versions (``train.prepare``)."""
+    recipe, settings, text, vision = run.recipe, run.settings, None, None
+    shared = {"data": run.data.audit.digest, "precision": str(run.frozen_dtype)}
+    if _text_cached(recipe, run.method, run.stage):
+        text = shared | {
+            "encoding": ENCODING_VERSION,
+            "llm": run.inputs.llm,
+            "proxy": run.done["proxy"].key if run.stage == "pretrain" and "proxy" in run.done else None,
+            # stage 2's own LLM and prior's reference have the same weights, but perhaps not the same vocabulary
+            "reference": recipe.objective(run.method, run.stage) == "prior",
+            "attention": recipe.model.attention,
+            "format": settings.format,
+            "max_length": settings.max_length,
+            "text_positions": settings.text_positions,
+            "packing": packs(settings, recipe.fidelity),
+        }
+    if _vision_cached(recipe, run.stage):
+        vision = shared | {
+            "tower": run.inputs.tower,
+            "layer": recipe.model.vision_feature_layer,
+            "image_mode": settings.image_mode,
+        }
+    return Caches(root=run.inputs.cache, text=text, vision=vision)
 
 
 def run_stage(run: StageRun) -> tuple[Path, dict[str, Any]]:
@@ -145,6 +186,7 @@ def run_stage(run: StageRun) -> tuple[Path, dict[str, Any]]:
         seed=run.recipe.seed,
         batches=run.data.batches(run.recipe, run.settings, run.inputs.rules),
         reference=_reference(run),
+        caches=_caches(run),
         work=run.entry.partial,
         fingerprint=run.entry.key,
         log_dir=run.log_dir,

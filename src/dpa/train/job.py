@@ -17,6 +17,18 @@ from dpa.train.step import StepSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Caches:
+    """Which caches a stage uses, and what their numbers depend on."""
+
+    root: Path = Path()
+    """Folder of all caches."""
+    text: dict[str, Any] | None = None
+    """Inputs of the text cache (JSON-able); None: the text-only pass is made in each step."""
+    vision: dict[str, Any] | None = None
+    """Inputs of the vision cache; None: images are decoded in each step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageJob:
     """One stage. The model is changed in place; what to do with it afterwards is the caller's."""
 
@@ -37,6 +49,8 @@ class StageJob:
     """Of everything that the result depends on; saved states of another job are refused."""
     reference: nn.Module | None = None
     """The frozen text-only LLM of objective ``prior``."""
+    caches: Caches = Caches()
+    """What is read from disk in place of passes; filled before the first step."""
     log_dir: Path | None = None
     """For the trackers; None: ``work/logs``."""
     progress: ProgressSink | None = None

@@ -30,6 +30,7 @@ from dpa.train.job import StageJob, StageResult
 from dpa.train.metrics import MetricsFile, StepSums, first_and_last, read_metrics, step_row, totals
 from dpa.train.optim import make_optimizer, make_schedule
 from dpa.train.parallel import Parallel, compute_dtype
+from dpa.train.prepare import Prepared, prepare
 from dpa.train.progress import NoProgress, make_progress
 from dpa.train.resume import Training, restore, save
 from dpa.train.step import StepOutput, TrainStep
@@ -50,7 +51,7 @@ def train_stage(job: StageJob) -> StageResult:
         NonFiniteError: loss or gradient is not finite; nothing is saved after that.
         CheckpointError: the saved states are another job's.
         DataError: a sample cannot be used.
-        StorageError: the metrics cannot be written at the end.
+        StorageError: the metrics cannot be written at the end, or there is no room for a cache.
         UserError: the objective lacks its reference, or a tracker its package.
     """
     dtype = compute_dtype(job.train)
@@ -118,9 +119,16 @@ class _Stage:
         if restored.step and parallel.is_main:
             log.info("stage %s: continues after step %d of %d", job.stage, restored.step, self.steps)
         parallel.start_trackers(job.stage, asdict(job.step), first_step=restored.step + 1)
+        # a stage that is done needs no cache to say so
+        caches = prepare(job, self.bare, parallel) if restored.step < self.steps else Prepared(None, None)
         self.progress.start(job.stage, steps=self.steps, done=restored.step)
         micro_batches = job.batches.open(
-            start=restored.step, rank=parallel.rank, ranks=parallel.world, pin_memory=parallel.device.type == "cuda"
+            start=restored.step,
+            rank=parallel.rank,
+            ranks=parallel.world,
+            pin_memory=parallel.device.type == "cuda",
+            text=caches.text,
+            vision=caches.vision,
         )
         if restored.random is None:  # last of all, so that nothing above draws from the stage's numbers
             seed_everything(job.seed, stage=job.stage, rank=parallel.rank)

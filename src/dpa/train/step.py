@@ -15,7 +15,8 @@ from transformers import LlavaForConditionalGeneration
 
 from dpa.errors import UserError
 from dpa.models.contrast import Contrast, contrast
-from dpa.models.text_pass import TextPositions, text_only_logprobs
+from dpa.models.text_pass import TextOnly, TextPositions, text_only_logprobs
+from dpa.models.vlm import tower_features
 from dpa.objectives import (
     TextOnlyPolicy,
     objective,
@@ -117,6 +118,30 @@ def packs(settings: StageSettings, fidelity: Fidelity) -> bool:
     return fidelity == "exact" if settings.packing is None else settings.packing
 
 
+def wants_text_cache(settings: StageSettings, stage: str, *, objective_name: ObjectiveName, fidelity: Fidelity) -> bool:
+    """Whether a stage reads its text-only numbers from a cache: a rule from settings alone.
+
+    Possible where the LLM that gives them never changes: stage 2, which trains the connector only, and ``prior``. An
+    objective without text-only pass has nothing to keep, which is no error: a recipe may list ``vanilla`` as well.
+
+    Raises:
+        UserError: ``text_cache: true`` where the numbers change while the stage trains.
+    """
+    row = objective(objective_name)
+    reason = None
+    if stage == "proxy":
+        reason = "stage 1 sees no image: there is nothing to contrast"
+    elif fidelity == "official" and objective_name != UNIFORM:
+        reason = "with fidelity official the pass without image reads image positions, which the connector changes"
+    elif stage == "finetune" and row.needs_without and not row.frozen_reference:
+        reason = "stage 3 trains its LLM, so its text-only log-probs change with every step"
+    if reason is not None and settings.text_cache:
+        raise UserError(f"stages.{stage}.text_cache is true, but {reason}; leave it out or set it to false")
+    if reason is not None or not row.needs_without:
+        return False
+    return settings.reads_everything if settings.text_cache is None else settings.text_cache
+
+
 @dataclass(frozen=True, slots=True)
 class StepOutput:
     """Sums of one micro-batch: scalars, float32 (float64 for a float64 model)."""
@@ -188,6 +213,36 @@ class TrainStep(nn.Module):
                 loss_sum, weight_sum = official_mean(loss_sum, weight_sum), (weight_sum > 0).to(weight_sum.dtype)
             return StepOutput(loss_sum + self._untouched(batch), weight_sum, self._stats(read, weights_N))
 
+    def text_only(self, batch: Batch) -> TextOnly:
+        """The pass without image under the LLM that the objective asks (the reference where it has one), for caches.
+
+        Args:
+            batch: on the model's device; its images are not needed.
+        """
+        with self._precision(batch.input_ids.device.type):
+            return self._text_only(self.model if self.reference is None else self.reference, batch)
+
+    def tower(self, pixel_values: Tensor) -> Tensor:
+        """The frozen tower's rows [I, P, C] of images [I, C, R, R] on the model's device, for caches."""
+        assert isinstance(self.model, LlavaForConditionalGeneration)
+        with self._precision(pixel_values.device.type):
+            return tower_features(self.model, pixel_values)
+
+    @property
+    def needs_logits(self) -> bool:
+        """The objective reads the labels' logits, too."""
+        return self._row.needs_logits
+
+    def _text_only(self, llm: nn.Module, batch: Batch) -> TextOnly:
+        settings = self.settings
+        return text_only_logprobs(
+            llm,
+            batch,
+            text_positions=settings.text_positions,
+            logits=self._row.needs_logits,
+            packing=settings.packing,
+        )
+
     def _precision(self, device: str) -> AbstractContextManager[None]:
         # Entered in any case: a launcher's own autocast must not turn a float32 run into something else.
         enabled = self._autocast is not None
@@ -214,9 +269,8 @@ class TrainStep(nn.Module):
             return self._official_weights(read)
         logp_without = read.logp_without
         if self.reference is not None:
-            logp_without = text_only_logprobs(
-                self.reference, batch, text_positions=settings.text_positions, packing=settings.packing
-            ).logp
+            cached = batch.logp_without is not None
+            logp_without = batch.logp_without if cached else self._text_only(self.reference, batch).logp
         relevance_N = relevance(
             settings.objective,
             read.logp_with,
@@ -270,7 +324,8 @@ class TrainStep(nn.Module):
 
     def _untouched(self, batch: Batch) -> Tensor | float:
         """0, with an edge to the parameters that a batch without images does not reach."""
-        if batch.pixel_values is not None or not isinstance(self.model, LlavaForConditionalGeneration):
+        has_images = batch.pixel_values is not None or batch.features is not None
+        if has_images or not isinstance(self.model, LlavaForConditionalGeneration):
             return 0.0
         projector = self.model.model.multi_modal_projector
         unused = [parameter.sum() for parameter in projector.parameters() if parameter.requires_grad]

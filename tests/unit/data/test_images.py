@@ -228,3 +228,52 @@ def test_loading_from_memory_is_the_same_as_from_a_file(tmp_path: Path) -> None:
     path = make_image(tmp_path / "a.png", (33, 21))
     there = decode_image(io.BytesIO(path.read_bytes()), name="a", max_pixels=BIG)
     assert np.array_equal(np.asarray(there), np.asarray(load_image(path, max_pixels=BIG)))
+
+
+class TestReducedDecode:
+    @staticmethod
+    def photograph(path: Path, size: tuple[int, int]) -> Path:
+        """Smooth, as photographs are: a reduced decode of noise has little to do with the image."""
+        coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        coarse.resize(size, Image.Resampling.BICUBIC).save(path, quality=95)
+        return path
+
+    @pytest.mark.parametrize(
+        ("mode", "size", "expected"),
+        [
+            ("crop", (160, 64), (40, 16)),  # the shorter edge keeps twice the side (8)
+            ("crop", (160, 63), (80, 32)),
+            ("crop", (64, 31), (64, 31)),
+            ("pad", (160, 64), (20, 8)),  # the longer one does
+            ("pad", (31, 20), (31, 20)),
+            ("pad", (400, 3), (200, 2)),  # neither edge may vanish
+        ],
+    )
+    def test_at_least_twice_the_side_is_left(
+        self, tmp_path: Path, mode: ImageMode, size: tuple[int, int], expected: tuple[int, int]
+    ) -> None:
+        path = self.photograph(tmp_path / "a.jpg", size)
+        assert load_image(path, max_pixels=BIG, reduce_to=make_transform(mode)).size == expected
+        assert load_image(path, max_pixels=BIG).size == size
+
+    def test_pixels_differ_a_little(self, tmp_path: Path) -> None:
+        transform = make_transform("crop")
+        path = self.photograph(tmp_path / "a.jpg", (160, 96))
+        whole = transform(load_image(path, max_pixels=BIG))
+        reduced = transform(load_image(path, max_pixels=BIG, reduce_to=transform))
+        # less than a grey level on average: one is 1 / 255 / 0.27 (the deviation) or more
+        assert 0 < float((whole - reduced).abs().mean()) < 0.0145
+
+    def test_other_formats_and_turned_images(self, tmp_path: Path) -> None:
+        transform = make_transform("crop")
+        png = make_image(tmp_path / "a.png", (64, 64))
+        assert load_image(png, max_pixels=BIG, reduce_to=transform).size == (64, 64)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.open(self.photograph(tmp_path / "a.jpg", (160, 64))).save(tmp_path / "turned.jpg", exif=exif)
+        assert load_image(tmp_path / "turned.jpg", max_pixels=BIG, reduce_to=transform).size == (16, 40)
+
+    def test_the_limit_counts_what_the_header_says(self, tmp_path: Path) -> None:
+        path = self.photograph(tmp_path / "a.jpg", (160, 64))
+        with pytest.raises(DataError, match="160 x 64 = 10240 pixels, allowed are 10000"):
+            load_image(path, max_pixels=10_000, reduce_to=make_transform("crop"))

@@ -206,3 +206,43 @@ def test_a_foreign_folder_is_not_written_into(tmp_path: Path) -> None:
     (folder / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"no recipe\.yaml of a run"):
         dpa.run(dpa.load_recipe(path))
+
+
+def test_caches_end_to_end(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Stage 2 from a text cache; a second run with other settings of the stage finds it complete."""
+    caplog.set_level("INFO", logger="dpa")
+    cached = ["method=dpa", "stages.pretrain.text_cache=true"]
+    plan = dry_run(dpa.load_recipe(finished, cached))
+    assert [row["state"] for row in plan.rows] == ["finished", "new", "new"], "rounded otherwise: a key of its own"
+    dpa.run(dpa.load_recipe(finished, [*cached, "name=cached"]), until="2")
+    assert "text-only log-probs, " in caplog.text
+    assert "0 of 1 parts are there" in caplog.text
+    caplog.clear()
+    result = dpa.run(dpa.load_recipe(finished, [*cached, "name=other", "stages.pretrain.window=1"]))
+    assert result.checkpoint.is_dir()
+    assert ": complete" in caplog.text
+    rows = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    plain = [
+        json.loads(line) for line in (finished.parent / "runs" / "project" / "metrics.jsonl").read_text().splitlines()
+    ]
+    # the first step of stage 2 differs by the window alone, and rounding: its unweighted loss is the same
+    first, expected = (next(row for row in of if row["stage"] == "pretrain") for of in (rows, plain))
+    assert first["nll"] == pytest.approx(expected["nll"], rel=1e-6)
+
+
+def test_vision_cache_end_to_end(finished: Path) -> None:
+    recipe = dpa.load_recipe(finished, ["method=vanilla", "train.vision_cache=true", "name=features"])
+    assert [row["state"] for row in dry_run(recipe).rows] == ["new", "new"]
+    assert dpa.run(recipe).checkpoint.is_dir()
+    made = finished.parent / "runs" / ".store" / ".cache"
+    assert len(list(made.glob("vision-*/about.json"))) == 2, "stage 2 crops, stage 3 pads"
+
+
+def test_a_text_cache_where_the_llm_is_trained_is_refused(finished: Path) -> None:
+    with pytest.raises(UserError, match=r"stages\.finetune\.text_cache is true, but stage 3 trains its LLM"):
+        dry_run(dpa.load_recipe(finished, ["method=dpa", "stages.finetune.text_cache=true"]))
+
+
+def test_a_reduced_decode_is_other_data(finished: Path) -> None:
+    plan = dry_run(dpa.load_recipe(finished, ["method=dpa", "data.reduced_decode=true"]))
+    assert [row["state"] for row in plan.rows] == ["finished", "new", "new"]
