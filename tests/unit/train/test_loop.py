@@ -246,7 +246,7 @@ def test_another_jobs_states(tmp_path: Path) -> None:
 
 def test_prior_without_a_reference(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs a frozen text-only LLM"):
-        run(tmp_path, Options(objective="prior", bounds=None))
+        train_stage(replace(tiny_job(tmp_path, Options(objective="prior", bounds=None)), reference=None))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
