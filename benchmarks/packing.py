@@ -156,7 +156,7 @@ def prepare(case: Case, fields: dict[str, Any]) -> tuple[Callable[[], float], di
         for batch in batches:
             output = step(batch, None)
             torch.autograd.backward(output.loss_sum)
-            loss += float(output.loss_sum)
+            loss += float(output.loss_sum.detach())
             weight += float(output.weight_sum)
         return loss / weight
 
