@@ -22,6 +22,7 @@ from dpa.train.settings import ObjectiveName, StageSettings, TrainSettings
 
 MethodName = Literal["vanilla", "cal", "pmo", "cmo", "dpa"]
 StageName = Literal["proxy", "pretrain", "finetune"]
+ParallelName = Literal["ddp", "fsdp", "zero2", "zero3"]
 STAGES: tuple[StageName, ...] = ("proxy", "pretrain", "finetune")
 
 
@@ -95,6 +96,10 @@ class Recipe(Strict):
     seed: int = Field(default=0, ge=0)
     fidelity: Literal["exact", "official"] = "exact"
     """``official`` reproduces the reference implementation to the letter (method.md, table of deviations)."""
+    parallel: ParallelName = "ddp"
+    """How ranks share the work: whole copies, FSDP2 shards, DeepSpeed ZeRO. Results are equal up to rounding."""
+    gpus: int | None = Field(default=None, ge=1)
+    """Ranks that the run is meant for; ``dpa plan`` counts with it. None: as many as the launcher starts."""
     output: Path = Path("runs")
     store: Path | None = None
     """Content-addressed store of finished stages; None: ``DPA_STORE`` or ``output/.store``."""

@@ -1,0 +1,57 @@
+"""Commands: parse, call, print. Everything heavy is imported inside the commands, so that ``--help`` is instant.
+
+A module per group of commands; each has ``add_to(app)``.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from dpa.cli import analysis, evaluation, lab, training
+from dpa.errors import DpaError, UserError
+from dpa.log import setup_logging
+
+app = typer.Typer(
+    name="dpa",
+    help="Decoupled Proxy Alignment: train multimodal LLMs whose connector learns to see.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as version_of
+
+        typer.echo(f"dpa {version_of('dpa')}")
+        raise typer.Exit
+
+
+for group in (training, evaluation, analysis, lab):
+    group.add_to(app)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: exit code 0, 1 (the run failed), 2 (the user's input is wrong), 130 (interrupted)."""
+    setup_logging(quiet="--json" in (sys.argv[1:] if arguments is None else arguments))
+    try:
+        app(args=arguments)
+    except UserError as error:
+        _fail(f"dpa: {error}", error.exit_code)
+    except DpaError as error:
+        _fail(f"dpa: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        _fail("dpa: interrupted; the same command continues from the last saved state", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(message, err=True)
+    raise SystemExit(code)
