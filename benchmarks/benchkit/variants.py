@@ -1,7 +1,8 @@
 """The rows of the step benchmark: what a micro-batch is turned into a loss by. One optimizer step each.
 
 ``vanilla`` and ``ours`` are the library's own training step with objective ``uniform`` and ``cmo``; ``official`` is the
-transcription of the reference. A further row is a further entry of ``VARIANTS``.
+transcription of the reference; ``ours-cached`` (stage 2) finds the frozen LLM's text-only log-probs in the batch, where
+the cache puts them. A further row is a further entry of ``VARIANTS``.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Case:
     checkpointing: bool
     model: Any
     batch: Batch
+    cached_batch: Batch | None
+    """``batch`` with its text-only log-probs; stage 2, where the LLM is frozen."""
     inputs: ReferenceInputs
     optimizer: AdamW
 
@@ -74,6 +77,11 @@ def make_case(shape: Shape, stage: int, *, device: torch.device, precision: Prec
         set_checkpointing(model, True)
     batch, inputs = build_inputs(shape, stage, device=device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    cached_batch = None
+    if stage == 2:
+        settings = step_settings(StageSettings(learning_rate=NO_CHANGE), objective_name="cmo", fidelity="exact")
+        step = TrainStep(model, settings, autocast=torch.bfloat16 if precision == "bf16" else None)
+        cached_batch = replace(batch, logp_without=step.text_only(batch).logp)
     return Case(
         shape=shape,
         stage=stage,
@@ -82,14 +90,17 @@ def make_case(shape: Shape, stage: int, *, device: torch.device, precision: Prec
         checkpointing=checkpointing,
         model=model,
         batch=batch,
+        cached_batch=cached_batch,
         inputs=inputs,
         optimizer=make_optimizer(trained, StageSettings(learning_rate=NO_CHANGE)),
     )
 
 
-def _library(case: Case, objective: ObjectiveName, fidelity: Fidelity = "exact") -> tuple[Tensor, Tensor]:
+def _library(
+    case: Case, objective: ObjectiveName, fidelity: Fidelity = "exact", batch: Batch | None = None
+) -> tuple[Tensor, Tensor]:
     step = TrainStep(case.model, case.settings(objective, fidelity), autocast=case.autocast)
-    output = step(case.batch, None)
+    output = step(batch or case.batch, None)
     return output.loss_sum, output.weight_sum
 
 
@@ -101,6 +112,12 @@ def vanilla(case: Case, _: SectionClock) -> tuple[Tensor, Tensor]:
 def ours(case: Case, _: SectionClock) -> tuple[Tensor, Tensor]:
     """CMO; in stage 1 the recipe's objective is uniform there, too."""
     return _library(case, "uniform" if case.stage == 1 else "cmo")
+
+
+def ours_cached(case: Case, _: SectionClock) -> tuple[Tensor, Tensor]:
+    """CMO with p_o from the cache (``StageSettings.text_cache``); stage 2 only."""
+    assert case.cached_batch is not None, "row ours-cached is stage 2's"
+    return _library(case, "cmo", batch=case.cached_batch)
 
 
 def official(case: Case, clock: SectionClock) -> tuple[Tensor, Tensor]:
@@ -117,7 +134,9 @@ def official(case: Case, clock: SectionClock) -> tuple[Tensor, Tensor]:
 Variant = Callable[[Case, SectionClock], tuple[Tensor, Tensor]]
 """(loss_sum, what it is divided by)."""
 
-VARIANTS: dict[str, Variant] = {"vanilla": vanilla, "official": official, "ours": ours}
+VARIANTS: dict[str, Variant] = {"vanilla": vanilla, "official": official, "ours": ours, "ours-cached": ours_cached}
+
+DEFAULT_ROWS = ("vanilla", "official", "ours")
 
 
 @torch.no_grad()

@@ -32,7 +32,10 @@ from torch.nn.functional import logsigmoid
 from dpa.errors import UserError
 
 CPU_TILE = (1024, 2048)
-"""Tokens x vocabulary rows of a tile unless asked otherwise: 8 MiB in float32, small enough to stay in cache."""
+"""Tokens x vocabulary rows of a tile unless asked otherwise: 8 MiB in float32, small enough to stay in cache. Fewer
+tokens get more vocabulary rows, up to ``CPU_COLUMNS``: a tile's many small operations then weigh less."""
+
+CPU_COLUMNS = 8192
 
 ACCELERATOR_TILE = (2048, 16384)
 """128 MiB in float32: few kernel launches, and small beside 16 GiB of logits."""
@@ -273,6 +276,8 @@ def _plan(hidden: Tensor, weight: Tensor, softcap: float | None, chunk_size: int
     if operand != torch.float64 and torch.is_autocast_enabled(device):
         operand = torch.get_autocast_dtype(device)
     rows, columns = CPU_TILE if device == "cpu" else ACCELERATOR_TILE
+    if device == "cpu":
+        columns = min(columns * max(1, rows // max(1, hidden.shape[0])), CPU_COLUMNS)
     if chunk_size is not None:
         rows = columns = chunk_size
     return _Plan(
