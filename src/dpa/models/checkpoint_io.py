@@ -22,6 +22,7 @@ from dpa.errors import ModelError
 from dpa.models.digest import digest_of_llm, digest_of_model, digest_of_part
 from dpa.models.families import family_of, text_rules
 from dpa.models.parts import tower_row
+from dpa.models.portable import make_portable
 from dpa.models.processor import make_processor
 from dpa.models.vlm import Vlm, generation_config
 
@@ -59,6 +60,7 @@ def save_checkpoint(
         vlm.processor.save_pretrained(temporary)
         # transformers 5 keeps it inside processor_config.json; transformers 4 and servers look for this file
         vlm.processor.image_processor.save_pretrained(temporary)
+        make_portable(temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
