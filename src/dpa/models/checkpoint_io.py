@@ -26,11 +26,19 @@ from dpa.models.vlm import Vlm, generation_config
 
 __all__ = ["digest_of_llm", "digest_of_model", "digest_of_part", "load_checkpoint", "save_checkpoint"]
 
+SHARD_SIZE = "5GB"
+"""Of a weight file at most: what the hub and most file systems take without a thought."""
+
 _TOWER = "model.vision_tower."
 
 
 def save_checkpoint(
-    vlm: Vlm, folder: Path, *, dtype: torch.dtype | None = None, state_dict: Mapping[str, Tensor] | None = None
+    vlm: Vlm,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
+    shard_size: str = SHARD_SIZE,
 ) -> None:
     """Writes model, processor, chat template and generation settings, whole or not at all.
 
@@ -38,6 +46,7 @@ def save_checkpoint(
         folder: replaced if it is there.
         dtype: of all stored weights; None: each as it is in memory (float32 in, float32 out).
         state_dict: the weights where the model's own are sharded over ranks; names as in ``model.state_dict()``.
+        shard_size: of a weight file at most, as transformers writes sizes (``5GB``, ``200MB``).
 
     Raises:
         OSError: the disk is full or not writable; ``folder`` is then as it was.
@@ -53,7 +62,7 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        model.save_pretrained(temporary, state_dict=state)
+        model.save_pretrained(temporary, state_dict=state, max_shard_size=shard_size)
         _state_dtype(temporary / "config.json", state)
         vlm.processor.save_pretrained(temporary)
         # transformers 5 keeps it inside processor_config.json; transformers 4 and servers look for this file
