@@ -8,6 +8,7 @@ from typing import Any
 
 from dpa.data.chat import Encoded, encode_chat
 from dpa.data.samples import Sample, Turn
+from dpa.errors import DataError
 from dpa.types import TextRules
 
 _LONGEST = 1_000_000
@@ -36,17 +37,22 @@ PROBES: tuple[Sample, ...] = (
 """Spaces, line breaks, several scripts, two turns, no image: where templates and tokenizers are known to disagree."""
 
 
-def encode_probe(sample: Sample, tokenizer: Any, rules: TextRules) -> Encoded:
-    """As training encodes it.
+def encode_probes(tokenizer: Any, rules: TextRules) -> list[tuple[Sample, Encoded]]:
+    """The probes as training encodes them, without those that the family's template refuses (a sample of their kind
+    would have been left out of training too)."""
+    found = []
+    for sample in PROBES:
+        try:
+            found.append((sample, encode_chat(sample, tokenizer, rules, max_length=_LONGEST)))
+        except DataError:
+            continue
+    return found
 
-    Raises:
-        DataError: the family's template does not take such a conversation.
-    """
-    return encode_chat(sample, tokenizer, rules, max_length=_LONGEST)
 
-
-def probe_digest(tokenizer: Any, rules: TextRules) -> str:
-    """sha256 (hex) over ids and labels of all probes."""
-    encoded = [encode_probe(sample, tokenizer, rules) for sample in PROBES]
-    content = [[item.input_ids, [int(on) for on in item.supervised]] for item in encoded]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+def probe_digest(tokenizer: Any, rules: TextRules) -> str | None:
+    """sha256 (hex) over ids and labels of the probes; None where the template takes none of them."""
+    content = [
+        [sample.id, encoded.input_ids, [int(on) for on in encoded.supervised]]
+        for sample, encoded in encode_probes(tokenizer, rules)
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest() if content else None

@@ -99,8 +99,8 @@ def check_start(origin: Origin) -> Gate:
     original, start = origin.stage.get("llm_original"), origin.stage.get("llm_at_start")
     if original is None or original != start:
         raise CheckpointError(
-            f"{origin.checkpoint}: its manifest says that stage 3 started from an LLM with digest {str(start)[:12]}, the "
-            f"original's is {str(original)[:12]}: the proxy may be in it; train stage 3 again"
+            f"{origin.checkpoint}: its manifest says that stage 3 started from an LLM with digest {str(start)[:12]}, "
+            f"the original's is {str(original)[:12]}: the proxy may be in it; train stage 3 again"
         )
     whole = origin.stage.get("start_from")
     of = f"the LLM of checkpoint {whole['source']}" if whole else "the original LLM's files"

@@ -16,13 +16,15 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor
 
+from dpa.data.chat import Encoded
 from dpa.data.collate import collate
 from dpa.data.dataset import Item
-from dpa.data.probe import PROBES, encode_probe
-from dpa.errors import CheckpointError
+from dpa.data.probe import encode_probes, probe_digest
+from dpa.data.samples import Sample
+from dpa.errors import CheckpointError, ModelError
 from dpa.export.origin import Gate, Origin
 from dpa.models.vlm import Vlm, head, hidden_states
-from dpa.types import Batch, TextRules
+from dpa.types import Batch
 
 TOLERANCE = 1e-4
 """Largest difference of two logits, as a share of the largest logit. Both sides hold the same weights and compute in
@@ -30,12 +32,18 @@ float32; kernels and the order of sums differ (training packs and masks its own 
 models by some 1e-5. A permuted head, a wrong rotary base or a lost bias moves them by more than 1e-1."""
 
 
+TEMPLATE = "template token ids train = serve"
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
     """The probes as a model gets them."""
 
+    conversations: tuple[tuple[Sample, Encoded], ...]
     batches: tuple[Batch, ...]
     """One per conversation, B = 1."""
+    digest: str
+    """Of ids and labels, as training's manifest has it."""
 
     def text(self, index: int) -> Tensor:
         """bool [T]: what is compared; V numbers at each image placeholder would say nothing new."""
@@ -49,14 +57,21 @@ def picture() -> Image.Image:
 
 
 def make_probe(vlm: Vlm) -> Probe:
-    """Encodes the probes as training does; pixels come from the checkpoint's own processor."""
+    """Encodes the probes as training does; pixels come from the checkpoint's own processor.
+
+    Raises:
+        ModelError: the checkpoint's chat template takes none of the probes.
+    """
     pixels: Tensor = vlm.processor.image_processor(picture(), return_tensors="pt")["pixel_values"]
+    conversations = tuple(encode_probes(vlm.tokenizer, vlm.rules))
+    digest = probe_digest(vlm.tokenizer, vlm.rules)
+    if digest is None:
+        raise ModelError(f"the chat template of family {vlm.family.name} takes none of the probe conversations")
     batches = []
-    for sample in PROBES:
-        encoded = encode_probe(sample, vlm.tokenizer, vlm.rules)
+    for sample, encoded in conversations:
         item = Item(encoded, pixels.float() if sample.images else None, sample.id, sample.where)
         batches.append(collate([item], vlm.rules))
-    return Probe(tuple(batches))
+    return Probe(conversations, tuple(batches), digest)
 
 
 @torch.inference_mode()
@@ -129,28 +144,21 @@ def check_logits(before: Sequence[Tensor], after: Sequence[Tensor], reader: str)
     return Gate("logits before = after", "passed", f"{said}; allowed {TOLERANCE:g} of it; read back by {reader}")
 
 
-def check_template(folder: Path, vlm: Vlm, origin: Origin, digest: str) -> Gate:
+def check_template(folder: Path, vlm: Vlm, origin: Origin, probe: Probe) -> Gate:
     """The folder's own processor gives the ids that training gave, for typed and for plain messages.
 
     Args:
         folder: the export, with its processor.
         vlm: the checkpoint.
         origin: may know what training encoded.
-        digest: of the probes as this checkpoint encodes them.
+        probe: as this checkpoint encodes it.
 
     Raises:
         CheckpointError: they differ.
     """
-    trained = None if origin.stage is None else origin.stage.get("template_ids")
-    if trained is not None and trained != digest:
-        raise CheckpointError(
-            f"{origin.checkpoint}: its tokenizer and template give other token ids than training had (digest "
-            f"{digest[:12]}, the manifest says {trained[:12]}): a file of the folder was changed since; put the run's own "
-            "tokenizer and chat template back"
-        )
-    processor: Any = AutoProcessor.from_pretrained(folder, backend="pil")
-    for sample in PROBES:
-        encoded = encode_probe(sample, vlm.tokenizer, vlm.rules)
+    said = check_trained_ids(origin, probe)
+    processor: Any = AutoProcessor.from_pretrained(folder, backend="pil")  # type: ignore[no-untyped-call]
+    for sample, encoded in probe.conversations:
         messages = [{"role": turn.role, "content": turn.text} for turn in sample.turns]
         ids = {
             "as plain strings": _served(processor, messages, bool(sample.images)),
@@ -159,14 +167,29 @@ def check_template(folder: Path, vlm: Vlm, origin: Origin, digest: str) -> Gate:
         for how, served in ids.items():
             if served != encoded.input_ids:
                 raise CheckpointError(
-                    _differ(sample.id, how, encoded.input_ids, served, vlm.rules, processor.tokenizer)
+                    f"the exported processor would serve another prompt than was trained: conversation {sample.id!r} "
+                    f"{how} has {differ(encoded.input_ids, served, vlm.tokenizer)}"
                 )
-    detail = f"{len(PROBES)} conversations, typed and plain, by the folder's own processor"
+    detail = f"{len(probe.conversations)} conversations, typed and plain, by the folder's own processor; {said}"
+    return Gate(TEMPLATE, "passed", detail)
+
+
+def check_trained_ids(origin: Origin, probe: Probe) -> str:
+    """What can be said about training's own ids.
+
+    Raises:
+        CheckpointError: they were others.
+    """
+    trained = None if origin.stage is None else origin.stage.get("template_ids")
     if trained is None:
-        return Gate("template token ids train = serve", "passed", f"{detail}; training's own ids were not written down")
-    return Gate(
-        "template token ids train = serve", "passed", f"{detail}; as the run's manifest says (sha256 {trained})"
-    )
+        return "what training itself encoded was not written down"
+    if trained != probe.digest:
+        raise CheckpointError(
+            f"{origin.checkpoint}: its tokenizer and template give other token ids than training had (digest "
+            f"{probe.digest[:12]}, the manifest says {trained[:12]}): a file of the folder was changed since; put the "
+            "run's own tokenizer and chat template back"
+        )
+    return f"as the run's manifest says (sha256 {trained})"
 
 
 def _served(processor: Any, messages: list[dict[str, Any]], with_image: bool) -> list[int]:
@@ -183,13 +206,14 @@ def _typed(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": [{"type": "image"}, {"type": "text", "text": after}]}
 
 
-def _differ(name: str, how: str, trained: list[int], served: list[int], rules: TextRules, tokenizer: Any) -> str:
-    at = next(
-        (i for i, (a, b) in enumerate(zip(trained, served, strict=False)) if a != b), min(len(trained), len(served))
-    )
-    around = [tokenizer.convert_ids_to_tokens(ids[max(0, at - 3) : at + 4]) for ids in (trained, served)]
+def differ(trained: list[int], served: list[int], tokenizer: Any) -> str:
+    """Where two lists of ids part, in words."""
+    pairs = zip(trained, served, strict=False)
+    at = next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(trained), len(served)))
+    around = [
+        [tokenizer.convert_ids_to_tokens(i) if i >= 0 else "<image>" for i in ids[max(0, at - 3) : at + 4]]
+        for ids in (trained, served)
+    ]
     return (
-        f"the exported processor would serve another prompt than was trained: conversation {name!r} {how} has "
-        f"{len(served)} tokens, in training {len(trained)}; from token {at} on: trained {around[0]}, served {around[1]} "
-        f"(image token {rules.image_token})"
+        f"{len(served)} tokens, in training {len(trained)}; about token {at}: trained {around[0]}, served {around[1]}"
     )

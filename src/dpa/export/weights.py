@@ -36,7 +36,6 @@ def round_to(model: nn.Module, dtype: torch.dtype) -> None:
     for name, parameter in model.named_parameters():
         rounded = parameter.to(dtype)
         if not torch.isfinite(rounded).all():
-            raise UserError(
-                f"{name} holds {float(parameter.abs().max()):.3g}, and float16 ends at 65504: choose --dtype bf16 or fp32"
-            )
+            largest = float(parameter.abs().max())
+            raise UserError(f"{name} holds {largest:.3g}, and float16 ends at 65504: choose --dtype bf16 or fp32")
         parameter.copy_(rounded)

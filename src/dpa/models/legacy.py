@@ -22,7 +22,7 @@ from dpa.log import get_logger
 CONNECTOR_NAMES = ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias")
 """Of ``mlp2x_gelu``, in the order in which their first values are drawn."""
 
-_LLAVA_NAMES: dict[str, str] = {
+LLAVA_NAMES: dict[str, str] = {
     "linear_1.weight": "model.mm_projector.0.weight",
     "linear_1.bias": "model.mm_projector.0.bias",
     "linear_2.weight": "model.mm_projector.2.weight",
@@ -41,7 +41,7 @@ _SINGLE_FILES = (
     "pytorch_model.bin",
 )
 """Files of a folder that hold a connector, in the order in which they are tried; then sharded ones by their index."""
-_LOCAL_NAMES: dict[str, str] = {name.rpartition("mm_projector.")[2]: ours for ours, name in _LLAVA_NAMES.items()}
+_LOCAL_NAMES: dict[str, str] = {name.rpartition("mm_projector.")[2]: ours for ours, name in LLAVA_NAMES.items()}
 
 
 def read_connector(path: Path) -> dict[str, Tensor]:
@@ -142,7 +142,7 @@ def write_mm_projector(projector: nn.Module | Mapping[str, Tensor], path: Path) 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     # clone: a view would drag the whole storage behind it into the file
-    torch.save({_LLAVA_NAMES[name]: state[name].detach().cpu().clone() for name in CONNECTOR_NAMES}, temporary)
+    torch.save({LLAVA_NAMES[name]: state[name].detach().cpu().clone() for name in CONNECTOR_NAMES}, temporary)
     os.replace(temporary, path)
 
 
