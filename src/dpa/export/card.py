@@ -60,6 +60,11 @@ def write_card(
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
+def public(name: str | None) -> str | None:
+    """A hub id as it is; of a folder its last part: where it lay is nobody's business."""
+    return name if name is None or hub_id(name) or ":" in name else Path(name).name
+
+
 def _training(origin: Origin | None) -> list[str]:
     """Bullets from manifest and recipe."""
     if origin is None or origin.stage is None:
@@ -68,9 +73,9 @@ def _training(origin: Origin | None) -> list[str]:
     model = {} if origin.recipe is None else origin.recipe["model"]
     rows = [
         ("method", stage.get("method")),
-        ("whole checkpoint that stage 3 started from", model.get("start_from")),
-        ("LLM", None if model.get("start_from") else model.get("llm")),
-        ("vision tower", None if model.get("start_from") else model.get("vision_tower")),
+        ("whole checkpoint that stage 3 started from", public(model.get("start_from"))),
+        ("LLM", None if model.get("start_from") else public(model.get("llm"))),
+        ("vision tower", None if model.get("start_from") else public(model.get("vision_tower"))),
         ("objective of stage 3", inputs.get("objective")),
         ("fidelity", inputs.get("fidelity")),
         ("precision", inputs.get("precision")),

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from dpa.errors import ModelError, UserError
 from dpa.export import llava, peft
-from dpa.export.card import hub_id, write_card
+from dpa.export.card import hub_id, public, write_card
 from dpa.export.conversation import find_conversation
 from dpa.export.origin import Gate, Origin, check_start, check_weights, origin_of
 from dpa.export.probe import (
@@ -270,7 +270,7 @@ def _export_peft(checkpoint: str, out: Path | None) -> Export:
         with disk_errors(target):
             base = peft.write_peft(adapter, temporary)
             gates = (peft.check_base(adapter, base), peft.check_merged(adapter, temporary, base))
-            how = f"LoRA of a proxy LLM (stage 1 of DPA) for `{base}`: `PeftModel.from_pretrained(llm, ...)`."
+            how = f"LoRA of a proxy LLM (stage 1 of DPA) for `{public(base)}`: `PeftModel.from_pretrained(llm, ...)`."
             bases = (hub_id(base),)
             write_card(temporary, title=target.name, how=how, origin=None, gates=gates, library="peft", base=bases)
             _move(temporary, target)

@@ -159,8 +159,17 @@ def _write_tokenizer(vlm: Vlm, folder: Path) -> None:
         tokenizer.add_bos_token = True
         tokenizer.save_pretrained(folder)
         make_portable(folder)
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        (folder / name).unlink(missing_ok=True)
+    _old_merges(folder / "tokenizer.json")
+
+
+def _old_merges(path: Path) -> None:
+    """Merges as "a b", which every version of tokenizers reads: pairs, as now written, are unknown to LLaVA's 0.15."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    merges = content["model"].get("merges")
+    if not merges or any(isinstance(merge, str) or " " in merge[0] + merge[1] for merge in merges):
+        return  # no BPE, old already, or pieces with spaces, for which pairs were introduced
+    content["model"]["merges"] = [f"{left} {right}" for left, right in merges]
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_tower(vlm: Vlm, folder: Path, dtype: torch.dtype) -> None:
