@@ -217,8 +217,9 @@ def _attention_note(vlm: Vlm) -> str | None:
     if vlm.family.attention == "sdpa":
         return None
     return (
-        "Its attention has a soft-cap that sdpa leaves out: with transformers pass "
-        '`attn_implementation={"text_config": "eager"}`.'
+        "Its attention has a soft-cap that sdpa leaves out: pass "
+        '`attn_implementation={"text_config": "eager"}`. Load it with transformers 5: transformers 4 and vLLM scale image '
+        "features as if they were words of Gemma-2 (docs/serving.md of dpa)."
     )
 
 
