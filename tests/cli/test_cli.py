@@ -89,5 +89,5 @@ def test_the_readmes_commands_exist() -> None:
     commands = set(re.findall(r"\bdpa (run|eval|compare|report|lab make|[a-z]+)\b(?= [A-Z/a-z-])", readme))
     known = {"run", "eval", "compare", "report", "lab make"}
     code = re.findall(r"^(?:\.venv/bin/)?dpa (\S+)", readme, flags=re.MULTILINE)
-    assert set(code) <= {"run", "eval", "compare", "report", "lab"}
+    assert set(code) <= {"run", "eval", "compare", "report", "export", "lab"}
     assert commands & known

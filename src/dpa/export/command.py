@@ -218,8 +218,8 @@ def _attention_note(vlm: Vlm) -> str | None:
         return None
     return (
         "Its attention has a soft-cap that sdpa leaves out: pass "
-        '`attn_implementation={"text_config": "eager"}`. Load it with transformers 5: transformers 4 and vLLM scale image '
-        "features as if they were words of Gemma-2 (docs/serving.md of dpa)."
+        '`attn_implementation={"text_config": "eager"}`. Load it with transformers 5: transformers 4 and vLLM scale '
+        "Gemma-2's image features as if they were words (docs/serving.md of dpa)."
     )
 
 

@@ -18,7 +18,6 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import AutoConfig, AutoProcessor, LlavaProcessor
 
-import dpa
 from dpa.data.probe import encode_probes
 from dpa.export.command import export_checkpoint
 from dpa.models.checkpoint_io import load_checkpoint, save_checkpoint
@@ -151,11 +150,8 @@ class TestLmmsEval:
 class TestSglang:
     """sgl-project/sglang, python/sglang/srt/models/llava.py: LLaVA's own layout."""
 
-    def test_what_it_reads_of_llavas_layout(self, tmp_path: Path) -> None:
-        from dpa.testing.project import write_project
-
-        run = dpa.run(dpa.load_recipe(write_project(tmp_path / "project"), ["method=vanilla"]))
-        out = export_checkpoint(str(run.folder), to="llava", out=tmp_path / "llava-qwen").out
+    def test_what_it_reads_of_llavas_layout(self, finished: Callable[[Any], Path], tmp_path: Path) -> None:
+        out = export_checkpoint(str(finished("qwen2")), to="llava", out=tmp_path / "llava-qwen").out
         config = stated(out)
         assert config["architectures"][0] in (
             "LlavaLlamaForCausalLM",
