@@ -84,6 +84,44 @@ def serving_template(
     return "".join([*parts, _JOIN, template])
 
 
+_TYPED_PRELUDE = (
+    MARK + "{%- set dpa = namespace(messages=[], parts=[], text='') -%}"
+    "{%- for message in messages -%}"
+    "{%- set dpa.parts = message['content'] -%}"
+    "{%- if message['content'] is string -%}"
+    "{%- set dpa.parts = [] -%}"
+    "{%- for piece in message['content'].split('<image>') -%}"
+    "{%- set dpa.text = piece -%}"
+    "{%- if not loop.first -%}"
+    "{%- set dpa.parts = dpa.parts + [{'type': 'image'}] -%}"
+    "{%- if piece.startswith('\\n') -%}{%- set dpa.text = piece[1:] -%}{%- endif -%}"
+    "{%- endif -%}"
+    "{%- if dpa.text -%}{%- set dpa.parts = dpa.parts + [{'type': 'text', 'text': dpa.text}] -%}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- endif -%}"
+    "{%- set dpa.messages = dpa.messages + [dict(message, content=dpa.parts)] -%}"
+    "{%- endfor -%}"
+    "{%- set messages = dpa.messages -%}"
+)
+"""The other way round, before a template that takes typed parts alone (llava-hf's): strings become parts."""
+
+
+def typed_serving_template(template: str, image_token: str, *, leading: bool = False) -> str:
+    """As :func:`serving_template`, around a template that knows typed parts alone and writes the image token itself.
+
+    Args:
+        template: the checkpoint's own.
+        image_token: text of the placeholder.
+        leading: write BOS before everything.
+
+    Raises:
+        ModelError: the template never writes ``image_token``.
+    """
+    if image_token not in template:
+        raise ModelError(f"the chat template takes typed parts and writes no {image_token!r}: it cannot show an image")
+    return "".join([_TYPED_PRELUDE, _LEADING_BOS if leading else "", _JOIN, template])
+
+
 def check_template(
     tokenizer: Any,
     original: str,
