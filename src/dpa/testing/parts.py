@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -31,9 +31,14 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from dpa.testing import chat_templates
 
-TinyFamily = Literal["qwen2", "lab", "llama3", "smollm2", "gemma2", "mistral", "llama2"]
-TINY_FAMILIES: tuple[TinyFamily, ...] = ("qwen2", "lab", "llama3", "smollm2", "gemma2", "mistral", "llama2")
+TinyFamily = Literal[
+    "qwen2", "lab", "qwen3", "llama3", "smollm2", "gemma2", "gemma3", "phi3", "phi4_mini", "phi4", "mistral", "llama2"
+]
+TINY_FAMILIES: tuple[TinyFamily, ...] = get_args(TinyFamily)
 TowerKind = Literal["clip", "clip_full", "siglip", "dinov2"]
+
+WINDOWED: tuple[TinyFamily, ...] = ("qwen2", "lab", "qwen3", "gemma2", "gemma3", "phi3", "mistral")
+"""Families whose architecture has layers with a sliding window, or may have."""
 
 HIDDEN = 32
 SIDE, PATCH = 16, 4
@@ -63,14 +68,17 @@ class _Recipe:
     prefix_space: bool = False
     """A word-start mark goes before the text (Llama-2, Mistral)."""
     adds_bos: bool = False
+    rstrip: bool = False
+    """Special tokens but the first three take the white space after them (Phi-3)."""
     ordinary: tuple[str, ...] = ()
-    """Added tokens that are not special (Gemma's unused ones)."""
+    """Added tokens that are not special (Gemma's unused ones, Qwen3's thoughts)."""
     free_rows: int = 0
     """Embedding rows beyond the tokenizer's ids."""
     tied: bool = False
     config: dict[str, Any] | None = None
 
 
+_PHI_SPECIALS = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
 _RECIPES: dict[TinyFamily, _Recipe] = {
     "qwen2": _Recipe(
         model_type="qwen2",
@@ -87,6 +95,17 @@ _RECIPES: dict[TinyFamily, _Recipe] = {
         eos="<|im_end|>",
         pad="<|endoftext|>",
         tied=True,
+    ),
+    "qwen3": _Recipe(
+        model_type="qwen3",
+        specials=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+        ordinary=("<think>", "</think>"),
+        template=chat_templates.QWEN3,
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        free_rows=7,
+        tied=True,
+        config={"head_dim": 16},  # not hidden size / heads, as in the real ones
     ),
     "llama3": _Recipe(
         model_type="llama",
@@ -128,6 +147,67 @@ _RECIPES: dict[TinyFamily, _Recipe] = {
         tied=True,
         config={"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8},
     ),
+    "gemma3": _Recipe(
+        model_type="gemma3_text",
+        specials=("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
+        ordinary=("<unused0>", "<unused1>"),
+        template=chat_templates.GEMMA3,
+        bos="<bos>",
+        eos="<eos>",
+        pad="<pad>",
+        unk="<unk>",
+        sentencepiece=True,
+        adds_bos=True,
+        tied=True,
+        config={
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": 512,
+            "query_pre_attn_scalar": 8,
+        },
+    ),
+    "phi3": _Recipe(
+        model_type="phi3",
+        specials=("<unk>", "<s>", "</s>", *_PHI_SPECIALS),
+        template=chat_templates.PHI3,
+        bos="<s>",
+        eos="<|endoftext|>",
+        pad="<|endoftext|>",
+        unk="<unk>",
+        sentencepiece=True,
+        prefix_space=True,
+        rstrip=True,
+        free_rows=7,
+        config={"sliding_window": None},
+    ),
+    "phi4_mini": _Recipe(
+        model_type="phi3",
+        specials=_PHI_SPECIALS,
+        template=chat_templates.PHI4_MINI,
+        bos="<|endoftext|>",
+        eos="<|endoftext|>",
+        pad="<|endoftext|>",
+        free_rows=7,
+        tied=True,
+        config={
+            "partial_rotary_factor": 0.5,
+            "original_max_position_embeddings": 256,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10_000.0,
+                "partial_rotary_factor": 0.5,
+                "short_factor": [1.0, 1.5],
+                "long_factor": [1.0, 4.0],
+            },
+        },
+    ),
+    "phi4": _Recipe(
+        model_type="phi3",
+        specials=("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|dummy_0|>"),
+        template=chat_templates.PHI4,
+        bos="<|endoftext|>",
+        eos="<|im_end|>",
+        pad="<|dummy_0|>",
+    ),
     "mistral": _Recipe(
         model_type="mistral",
         specials=("<unk>", "<s>", "</s>"),
@@ -154,11 +234,22 @@ _RECIPES: dict[TinyFamily, _Recipe] = {
 }
 
 
-def write_tiny_llm(folder: Path, family: TinyFamily = "qwen2", *, seed: int = 0, hidden_size: int = HIDDEN) -> Path:
+def write_tiny_llm(
+    folder: Path,
+    family: TinyFamily = "qwen2",
+    *,
+    seed: int = 0,
+    hidden_size: int = HIDDEN,
+    sliding_window: int | None = None,
+) -> Path:
     """An LLM's folder (config, float32 safetensors, tokenizer, chat template). Same arguments, same bytes of weights.
 
-    Kinds: ``qwen2`` has free embedding rows; ``lab`` is a Qwen2 that knows ``<image>``; ``llama3`` and ``gemma2`` have
-    an unused token; ``smollm2``, ``mistral`` and ``llama2`` are full; ``llama2`` has no chat template.
+    Kinds: ``qwen2``, ``qwen3`` and the Phis have free embedding rows; ``lab`` is a Qwen2 that knows ``<image>``;
+    ``llama3``, ``gemma2``, ``gemma3`` and ``phi4`` have an unused token; ``smollm2``, ``mistral`` and ``llama2`` are
+    full; ``llama2`` has no chat template.
+
+    Args:
+        sliding_window: tokens, for families that have one (``WINDOWED``); None: the family's, longer than any test.
     """
     recipe = _RECIPES[family]
     tokenizer = tiny_tokenizer(family)
@@ -177,8 +268,14 @@ def write_tiny_llm(folder: Path, family: TinyFamily = "qwen2", *, seed: int = 0,
         "pad_token_id": tokenizer.pad_token_id,
         **(recipe.config or {}),
     }
-    if recipe.model_type == "qwen2":
+    if recipe.model_type in ("qwen2", "phi3"):
         del settings["head_dim"]
+    if sliding_window is not None:
+        if family not in WINDOWED:
+            raise ValueError(f"{family} has no sliding window; these have: {', '.join(WINDOWED)}")
+        settings["sliding_window"] = sliding_window
+        if recipe.model_type in ("qwen2", "qwen3"):
+            settings |= {"use_sliding_window": True, "max_window_layers": 1}
     config = AutoConfig.for_model(recipe.model_type, **settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -269,16 +366,26 @@ def _sentencepiece_like(recipe: _Recipe) -> Tokenizer:
     tokenizer.normalizer = normalizer
     steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if recipe.prefix_space else steps)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in recipe.specials])
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False, rstrip=recipe.rstrip and place >= 3)
+            for place, token in enumerate(recipe.specials)
+        ]
+    )
     return tokenizer
 
 
 @torch.no_grad()
 def _spread(model: PreTrainedModel) -> PreTrainedModel:
-    """Makes matrices five times larger: transformers' start (0.02) leaves tiny models all but constant."""
-    for parameter in model.parameters():
+    """Makes matrices five times larger: transformers' start (0.02) leaves tiny models all but constant.
+
+    Norms of queries and keys start alike everywhere; they get values that tell them apart.
+    """
+    for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             parameter.mul_(5)
+        elif "q_norm" in name or "k_norm" in name:
+            parameter.add_(torch.linspace(-0.5, 0.9, len(parameter)))
     return model
 
 
