@@ -93,9 +93,9 @@ FAMILIES: dict[str, Family] = {
             document_start="<|endoftext|>",
             pad_tokens=("<|endoftext|>",),
             pinned=MappingProxyType({"enable_thinking": False}),
-            template_adds="no system turn. Hybrid Qwen3: an empty <think> block before the last answer, which its prompt "
-            "writes only with enable_thinking false: pinned, so that prompt and training text agree. Instruct-2507: "
-            "nothing",
+            template_adds="no system turn. Hybrid Qwen3: an empty <think> block before the last answer, which its "
+            "prompt writes only with enable_thinking false: pinned, so that prompt and training text agree. "
+            "Instruct-2507: nothing",
         ),
         Family(
             name="llama3",

@@ -102,21 +102,22 @@ def check_template(
 
     Raises:
         ModelError: typed and plain content differ, the original's text changed, the placeholder is not there exactly
-            once, an answer is not closed by ``end_of_turn``, it does not directly follow the generation prompt, or the
-            tokenizer adds something to the rendered text.
+            once, an answer is not closed by ``end_of_turn``, it does not directly follow the generation prompt where there
+            is one, or the tokenizer adds something to the rendered text.
     """
 
-    def render(content: Any, jinja: str, *, answered: bool = True) -> str:
+    def render(content: Any, jinja: str, *, answered: bool = True, prompt: bool = False) -> str:
         turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "ANSWER"}][: 1 + answered]
         text: str = tokenizer.apply_chat_template(
-            turns, chat_template=jinja, tokenize=False, add_generation_prompt=not answered, **pinned
+            turns, chat_template=jinja, tokenize=False, add_generation_prompt=prompt, **pinned
         )
         return text
 
     where = f"chat template of {tokenizer.name_or_path!r}"
     try:
         before, after = render("QUESTION", original), render("QUESTION", template)
-        plain, prompt = render("<image>\nQUESTION", template), render("QUESTION", template, answered=False)
+        plain = render("<image>\nQUESTION", template)
+        asked, prompt = (render("QUESTION", template, answered=False, prompt=prompt) for prompt in (False, True))
         typed = render([{"type": "image"}, {"type": "text", "text": "QUESTION"}], template)
     except TemplateError as error:
         raise ModelError(f"{where} does not render a user and an assistant turn: {error}") from None
@@ -130,7 +131,7 @@ def check_template(
             "family do not fit; add a row to dpa.models.families or use the model's own template"
         )
     written = after.removeprefix(prompt).partition("ANSWER")[0]
-    if not after.startswith(prompt) or written.strip():
+    if prompt != asked and (not after.startswith(prompt) or written.strip()):  # some know no generation prompt
         raise ModelError(
             f"{where}: an answer in training does not follow what is served as its prompt: the prompt ends with "
             f"{prompt[-40:]!r}, the text goes {after.partition('ANSWER')[0][-40:]!r} before the answer. A model that "

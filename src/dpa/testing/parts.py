@@ -312,6 +312,11 @@ def write_tiny_tower(folder: Path, kind: TowerKind = "clip", *, seed: int = 0, h
     return _write(_spread(tower), folder, processor)
 
 
+def tiny_model_type(family: TinyFamily) -> str:
+    """``model_type`` of the family's configuration."""
+    return _RECIPES[family].model_type
+
+
 def tiny_tokenizer(family: TinyFamily) -> Any:
     """A fast tokenizer with the family's special tokens and template; trained on a few lines, encodes any text."""
     recipe = _RECIPES[family]
