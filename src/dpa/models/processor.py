@@ -13,7 +13,7 @@ from transformers import LlavaProcessor
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from dpa.models.parts import resolve_part, select_strategy, tower_row
+from dpa.models.parts import registers_of, resolve_part, select_strategy, tower_row
 from dpa.models.settings import ModelSettings
 from dpa.types import TextRules
 
@@ -62,5 +62,5 @@ def make_processor(image_processor: Any, tokenizer: Any, rules: TextRules, visio
         vision_feature_select_strategy=select_strategy(vision_config),
         chat_template=rules.chat_template,
         image_token=rules.image_token,
-        num_additional_image_tokens=1 if tower_row(vision_config).has_class_token else 0,
+        num_additional_image_tokens=int(tower_row(vision_config).has_class_token) + registers_of(vision_config),
     )

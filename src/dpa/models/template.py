@@ -102,8 +102,8 @@ def check_template(
 
     Raises:
         ModelError: typed and plain content differ, the original's text changed, the placeholder is not there exactly
-            once, an answer is not closed by ``end_of_turn``, it does not directly follow the generation prompt where there
-            is one, or the tokenizer adds something to the rendered text.
+            once, an answer is not closed by ``end_of_turn`` or does not directly follow the generation prompt (where
+            there is one), or the tokenizer adds something to the rendered text.
     """
 
     def render(content: Any, jinja: str, *, answered: bool = True, prompt: bool = False) -> str:

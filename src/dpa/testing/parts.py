@@ -22,8 +22,12 @@ from transformers import (
     CLIPVisionModel,
     Dinov2Config,
     Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipModel,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -35,7 +39,9 @@ TinyFamily = Literal[
     "qwen2", "lab", "qwen3", "llama3", "smollm2", "gemma2", "gemma3", "phi3", "phi4_mini", "phi4", "mistral", "llama2"
 ]
 TINY_FAMILIES: tuple[TinyFamily, ...] = get_args(TinyFamily)
-TowerKind = Literal["clip", "clip_full", "siglip", "dinov2"]
+TowerKind = Literal["clip", "clip_full", "siglip", "siglip_full", "dinov2", "dinov2_registers"]
+TOWER_KINDS: tuple[TowerKind, ...] = get_args(TowerKind)
+REGISTERS = 2
 
 WINDOWED: tuple[TinyFamily, ...] = ("qwen2", "lab", "qwen3", "gemma2", "gemma3", "phi3", "mistral")
 """Families whose architecture has layers with a sliding window, or may have."""
@@ -284,7 +290,7 @@ def write_tiny_llm(
 
 
 def write_tiny_tower(folder: Path, kind: TowerKind = "clip", *, seed: int = 0, hidden_size: int = 16) -> Path:
-    """A vision tower's folder for images of 16 x 16 pixels, 16 patches. ``clip_full`` is a CLIP with its text half.
+    """A vision tower's folder for images of 16 x 16 pixels, 16 patches. The full ones come with their text half.
 
     ``clip`` and ``clip_full`` have a preprocessor_config.json (with a mean of their own), the others none.
     """
@@ -306,6 +312,12 @@ def write_tiny_tower(folder: Path, kind: TowerKind = "clip", *, seed: int = 0, h
             tower = CLIPModel(CLIPConfig(vision_config=clip, text_config={**text, "vocab_size": 64}, projection_dim=8))
         elif kind == "siglip":
             tower = SiglipVisionModel(SiglipVisionConfig(intermediate_size=32, **shared))
+        elif kind == "siglip_full":
+            vision = {"intermediate_size": 32, **shared}
+            tower = SiglipModel(SiglipConfig(vision_config=vision, text_config={**text, "vocab_size": 64}))
+        elif kind == "dinov2_registers":
+            config = Dinov2WithRegistersConfig(mlp_ratio=2, num_register_tokens=REGISTERS, **shared)
+            tower = Dinov2WithRegistersModel(config)
         else:
             tower = Dinov2Model(Dinov2Config(mlp_ratio=2, **shared))
     processor = CLIPImageProcessorPil(image_mean=[0.4, 0.5, 0.6]) if kind.startswith("clip") else None
