@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from dpa.errors import ModelError
+from dpa.models.connectors import classes_of, kind_of, tokens_per_image
 from dpa.models.digest import digest_of_llm, digest_of_model, digest_of_part
 from dpa.models.families import family_of, text_rules
 from dpa.models.parts import tower_row
@@ -78,17 +79,18 @@ def load_checkpoint(folder: Path, *, dtype: torch.dtype | None = None, attention
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is no checkpoint folder: config.json is missing")
     try:
-        config: Any = LlavaConfig.from_pretrained(folder)
+        config: Any = AutoConfig.from_pretrained(folder)
         tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder)
         image_processor = LlavaImageProcessorPil.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} cannot be read as a LLaVA checkpoint: {str(error).splitlines()[0]}") from None
+    model_class = classes_of(config)[1]
     family = family_of(config.text_config, tokenizer)
     kernels = {"": "eager", "text_config": family.attention if attention == "auto" else attention}
-    model = LlavaForConditionalGeneration.from_pretrained(
+    model = model_class.from_pretrained(
         folder, dtype="auto" if dtype is None else dtype, attn_implementation={**kernels, "vision_config": "sdpa"}
     )
-    rules = text_rules(family, tokenizer, config.image_seq_length)
+    rules = text_rules(family, tokenizer, tokens_per_image(kind_of(config), config.vision_config))
     if rules.image_token_id != config.image_token_index:
         raise ModelError(
             f"{folder}: config.json says image token {config.image_token_index}, the tokenizer's {rules.image_token} "

@@ -16,9 +16,10 @@ from dpa.data.dataset import StageData
 from dpa.data.images import ImageTransform
 from dpa.data.records import read_records
 from dpa.log import get_logger
+from dpa.models.connectors import tokens_per_image
 from dpa.models.families import family_of, text_rules
 from dpa.models.legacy import check_connector, read_connector
-from dpa.models.parts import image_tokens_of, load_tokenizer, resolve_part, tower_config
+from dpa.models.parts import load_tokenizer, resolve_part, tower_config
 from dpa.models.processor import make_image_processor
 from dpa.recipe import STAGES, Recipe, StageName
 from dpa.store import FileDigests, Store
@@ -81,7 +82,8 @@ class Inputs:
         )
         self._llm_width = int(config.get_text_config().hidden_size)
         self._tower_width = int(self.tower_config.hidden_size)
-        self.rules = text_rules(family_of(config, self.tokenizer), self.tokenizer, image_tokens_of(self.tower_config))
+        image_tokens = tokens_per_image(recipe.model.connector, self.tower_config)
+        self.rules = text_rules(family_of(config, self.tokenizer), self.tokenizer, image_tokens)
         self._stages: dict[StageName, StageInput] = {}
 
     @cached_property
@@ -110,7 +112,8 @@ class Inputs:
         """
         path = self.recipe.model.connector_from
         if path is not None:
-            check_connector(read_connector(path), path, tower=self._tower_width, llm=self._llm_width)
+            state, kind = read_connector(path), self.recipe.model.connector
+            check_connector(state, path, tower=self._tower_width, llm=self._llm_width, kind=kind)
 
     def stage(self, stage: StageName) -> StageInput:
         """A stage's data, read and checked at the first call.

@@ -83,7 +83,7 @@ def measure(folder: Path, family: TinyFamily, *, window: int | None, dtype: torc
     torch.nn.Module.to(vlm.model.model.multi_modal_projector, dtype)
     config: Any = vlm.model.config
     attention = config.text_config._attn_implementation
-    plain = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype, attn_implementation=attention).eval()
+    plain: Any = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype, attn_implementation=attention)
     texts, images = tiny_batch(TEXTS), _image_batch(vlm)
     expected = [plain(input_ids=ids.unsqueeze(0)).logits[0] for ids in _samples(texts)]
     with_images = [_own_forward(vlm, images, sample) for sample in range(len(IMAGES))]

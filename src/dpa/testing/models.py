@@ -130,9 +130,10 @@ def tiny_llava(
 
 
 @torch.no_grad()
-def _draw_weights(model: torch.nn.Module, seed: int) -> None:
+def _draw_weights(model: Any, seed: int) -> None:
     """Matrices keep the variance of what passes through them; norms stay near their start; biases, head are large."""
     generator = torch.Generator().manual_seed(seed)
+    gemma = "gemma" in model.config.text_config.model_type
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if parameter.ndim == 1:
@@ -142,7 +143,7 @@ def _draw_weights(model: torch.nn.Module, seed: int) -> None:
         gain = 2.0 if "lm_head" in name or "_proj" in name else 1.0
         scale = gain * fan_in**-0.5
         # Gemma multiplies embeddings by sqrt(hidden) itself; elsewhere they would drown in the first layer's output.
-        if "embed_tokens" in name and "gemma" not in model.config.text_config.model_type:  # type: ignore[union-attr]
+        if "embed_tokens" in name and not gemma:
             scale = 1.0
         parameter.copy_(noise * scale)
 
