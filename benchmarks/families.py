@@ -7,7 +7,8 @@ soft-caps that bend, and where there may be a sliding window a second row with o
 samples. Columns (``dpa.testing.agreement``): *text* our logits for text, padded, against ``AutoModelForCausalLM`` on
 each sample alone; *packed* the same with several samples in a row; *text-only* log-probs of labels with the images left
 out, against the LLM on the text alone; *image* logits against ``LlavaForConditionalGeneration``; *loss* against the
-loss that it returns (which it computes in float32). Gemma-2's eager attention takes its softmax in float32, always.
+loss that it returns (which it computes in float32). Norms compute in float32, so that in float64 differences vanish in
+them; Gemma-2's eager attention takes its softmax in float32, too, where they do not.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def document(rows: list[Agreement]) -> dict[str, Any]:
     return {
         "benchmark": "families",
         "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, CPU, one thread",
         "versions": {**versions, "transformers": transformers.__version__},
         "rows": [asdict(row) for row in rows],
     }

@@ -59,6 +59,23 @@ def sliding_window(config: PreTrainedConfig) -> int | None:
     return int(config.sliding_window) if SLIDING in kinds else None
 
 
+def check_length(config: PreTrainedConfig, length: int) -> None:
+    """
+    Raises:
+        ModelError: under LongRoPE (Phi-3-128k, Phi-4-mini) one sample beyond the LLM's first context length would turn
+            all samples of its batch to other frequencies: numbers would depend on who shares a batch.
+    """
+    rope = config.rope_parameters if hasattr(config, "rope_parameters") else None
+    if rope is None or rope.get("rope_type") != "longrope":
+        return
+    limit = int(rope["original_max_position_embeddings"])
+    if length > limit:
+        raise ModelError(
+            f"{config.model_type} with LongRoPE: a sample of {length} tokens; beyond {limit} its whole batch would be "
+            f"turned to the frequencies of long contexts; set max_length of the stages to {limit}"
+        )
+
+
 def packed_row_length(config: PreTrainedConfig) -> int:
     """How long packed rows may get (``models.rows.arrange``): what flash and flex skip costs nothing, so all in one."""
     skips = "flash" in config._attn_implementation or config._attn_implementation == "flex_attention"

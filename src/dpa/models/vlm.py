@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LlavaProcessor
 
 from dpa.errors import DataError, ModelError
-from dpa.models.attention import attention_arguments
+from dpa.models.attention import attention_arguments, check_length
 from dpa.models.connectors import (
     MULTIMODAL,
     MultimodalModel,
@@ -232,7 +232,7 @@ def hidden_states(model: nn.Module, batch: Batch, features: Tensor | None = None
 
     Raises:
         DataError: placeholders and images do not match; names both counts and the samples.
-        ModelError: images for a model without a vision tower; see ``attention_arguments``.
+        ModelError: images for a model without a vision tower; see ``attention_arguments``, ``check_length``.
     """
     whole = _without_wrapper(model)
     if features is None and (batch.pixel_values is not None or batch.features is not None):
@@ -241,6 +241,7 @@ def hidden_states(model: nn.Module, batch: Batch, features: Tensor | None = None
         features = batch_features(whole, batch)
     _check_features(features, batch)
     body = decoder(model)
+    check_length(body.config, batch.input_ids.shape[1])
     if rows is None:
         position_ids, is_image, input_ids = batch.position_ids, batch.is_image, batch.input_ids
     else:

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from dpa.errors import ModelError
-from dpa.models.attention import attention_arguments, nothing_seen_is_nothing_added, sliding_window
+from dpa.models.attention import attention_arguments, check_length, nothing_seen_is_nothing_added, sliding_window
 from dpa.models.vlm import hidden_states
 from dpa.testing.models import ModelType, tiny_batch, tiny_llava, tiny_text_config
 
@@ -142,3 +142,14 @@ def test_padding_beyond_the_window_is_a_number(model_type: ModelType, dtype: tor
         together, alone = (hidden_states(model, tiny_batch(batch)) for batch in ([short, long], [short]))
     assert torch.isfinite(together).all()
     torch.testing.assert_close(together[:1, :5], alone, rtol=0, atol=1e-5)
+
+
+def test_longrope_beyond_its_first_context_is_refused() -> None:
+    """transformers chooses one set of frequencies for a whole batch, by its longest sample."""
+    config = config_of("phi3")
+    check_length(config, 10_000)
+    config.rope_parameters = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    check_length(config, 4096)
+    with pytest.raises(ModelError, match=r"4097 tokens.*max_length of the stages to 4096"):
+        check_length(config, 4097)
+    check_length(config_of("gemma3_text"), 10_000)

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dpa.models import attention
 from dpa.models.families import FAMILIES
+from dpa.models.vlm import head
+from dpa.testing import agreement
 from dpa.testing.agreement import CASES, WINDOW, measure
 from dpa.testing.parts import WINDOWED, TinyFamily
 
@@ -36,3 +39,17 @@ def test_float32(tmp_path: Path, family: TinyFamily, window: int | None) -> None
     numbers = (found.logits, found.packed, found.text_only, found.image, found.loss)
     assert all(math.isfinite(number) for number in numbers)
     assert max(numbers) < 1e-5  # rounding of sums in another order; logits are about 2
+
+
+def test_a_missing_soft_cap_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "head", lambda model: (head(model)[0], None))
+    found = measure(tmp_path, "gemma2", window=None, dtype=torch.float32)
+    assert found.logits > 0.01
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "phi3"])
+def test_a_missing_window_would_be_seen(tmp_path: Path, family: TinyFamily, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "sliding_window", lambda config: 10_000)
+    found = measure(tmp_path, family, window=WINDOW, dtype=torch.float32)
+    assert found.logits < 1e-5, "padded: transformers' own masks"
+    assert found.packed > 0.001
