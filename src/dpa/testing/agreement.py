@@ -23,7 +23,8 @@ from dpa.models.text_pass import text_only_logprobs
 from dpa.models.vlm import Vlm, build_vlm, head, hidden_states
 from dpa.objectives import label_logprobs
 from dpa.testing.models import tiny_batch
-from dpa.testing.parts import SIDE, TINY_FAMILIES, WINDOWED, TinyFamily, write_tiny_llm, write_tiny_tower
+from dpa.testing.parts import SIDE, write_tiny_llm, write_tiny_tower
+from dpa.testing.tiny_families import TINY_FAMILIES, WINDOWED, TinyFamily
 from dpa.types import Batch
 
 TEXTS = ("text:4 label:19", "text:2 label:3 text:5 label:1", "label:40", "text:9 label:2")
