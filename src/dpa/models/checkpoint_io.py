@@ -19,6 +19,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from dpa.errors import ModelError
+from dpa.log import get_logger
 from dpa.models.connectors import classes_of, kind_of, tokens_per_image
 from dpa.models.digest import digest_of_llm, digest_of_model, digest_of_part
 from dpa.models.families import family_of, text_rules
@@ -48,6 +49,12 @@ def save_checkpoint(
     state = dict(model.state_dict() if state_dict is None else state_dict)
     if dtype is not None:
         state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    if kind_of(model.config) == "pooled":
+        get_logger(__name__).info(
+            "%s: a pooled connector; transformers loads it as %s, servers that want LLaVA's class do not",
+            folder,
+            type(model).__name__,
+        )
     vision_config: Any = model.config.vision_config
     prefix = tower_row(vision_config).published_prefix
     state = {_published(name, prefix): tensor for name, tensor in state.items()}
