@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
 
+from dpa.log import get_logger
+from dpa.models.connectors import classes_of, kind_of
 from dpa.models.digest import digest_of_llm, digest_of_model, digest_of_part
 from dpa.models.foreign import open_checkpoint
 from dpa.models.parts import tower_row
@@ -55,6 +56,12 @@ def save_checkpoint(
     state = dict(model.state_dict() if state_dict is None else state_dict)
     if dtype is not None:
         state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    if kind_of(model.config) == "pooled":
+        get_logger(__name__).info(
+            "%s: a pooled connector; transformers loads it as %s, servers that want LLaVA's class do not",
+            folder,
+            type(model).__name__,
+        )
     vision_config: Any = model.config.vision_config
     prefix = tower_row(vision_config).published_prefix
     state = {_published(name, prefix): tensor for name, tensor in state.items()}
@@ -86,7 +93,7 @@ def load_checkpoint(folder: Path, *, dtype: torch.dtype | None = None, attention
     """
     opened = open_checkpoint(folder)
     kernels = {"": "eager", "text_config": opened.family.attention if attention == "auto" else attention}
-    model = LlavaForConditionalGeneration.from_pretrained(
+    model = classes_of(opened.config)[1].from_pretrained(
         folder,
         config=opened.config,
         dtype="auto" if dtype is None else dtype,

@@ -21,13 +21,14 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from jinja2.exceptions import TemplateError
-from transformers import LlavaConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from dpa.errors import ModelError
 from dpa.log import get_logger
+from dpa.models.connectors import kind_of, tokens_per_image
 from dpa.models.families import Family, family_of, text_rules
-from dpa.models.parts import image_tokens_of, load_tokenizer, resolve_part, select_strategy
+from dpa.models.parts import load_tokenizer, resolve_part, select_strategy
 from dpa.models.settings import ModelSettings
 from dpa.models.template import MARK, typed_serving_template
 from dpa.types import TextRules
@@ -41,7 +42,7 @@ class Opened:
 
     folder: Path
     config: Any
-    """A LlavaConfig; ``image_seq_length`` is the tower's."""
+    """A LlavaConfig (``image_seq_length`` is the tower's), or an AyaVisionConfig for connector ``pooled``."""
     tokenizer: Any
     image_processor: Any
     family: Family
@@ -69,7 +70,8 @@ def checkpoint_folder(source: str, revision: str | None = None) -> Path:
 
 
 def open_checkpoint(folder: Path) -> Opened:
-    """Configuration, tokenizer, image processor and text rules of a ``LlavaForConditionalGeneration`` folder.
+    """Configuration, tokenizer, image processor and text rules of a ``LlavaForConditionalGeneration`` folder (or of its
+    sister's, see ``connectors``).
 
     Raises:
         ModelError: another class of model, an unknown family or tower, or files that contradict each other.
@@ -79,7 +81,7 @@ def open_checkpoint(folder: Path) -> Opened:
     try:
         stated: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         _check_class(folder, stated)
-        config: Any = LlavaConfig.from_pretrained(folder)
+        config: Any = AutoConfig.from_pretrained(folder)
         tokenizer = _tokenizer(folder)
         image_processor = LlavaImageProcessorPil.from_pretrained(folder)
     except (OSError, ValueError) as error:
@@ -88,19 +90,20 @@ def open_checkpoint(folder: Path) -> Opened:
         raise ModelError(f"{folder} cannot be read as a LLaVA checkpoint: {str(error).splitlines()[0]}") from None
     _check_form(folder, config)
     family = _family(folder, config, tokenizer)
-    rules = _rules(folder, family, tokenizer, image_tokens_of(config.vision_config))
+    rules = _rules(folder, family, tokenizer, tokens_per_image(kind_of(config), config.vision_config))
     if rules.image_token_id != config.image_token_index:
         raise ModelError(
             f"{folder}: config.json says image token {config.image_token_index}, the tokenizer's {rules.image_token} "
             f"is {rules.image_token_id}; the folder mixes files of two checkpoints"
         )
-    config.image_seq_length = rules.image_tokens
+    if config.model_type == "llava":
+        config.image_seq_length = rules.image_tokens
     return Opened(folder, config, tokenizer, image_processor, family, rules)
 
 
 def _check_class(folder: Path, stated: dict[str, Any]) -> None:
     kind = stated.get("model_type")
-    if kind == "llava" and "text_config" in stated:
+    if kind in ("llava", "aya_vision") and "text_config" in stated:
         return
     if kind == "llava_next":
         what = "LLaVA-NeXT cuts an image into tiles with newlines between their rows; here an image is one square"
@@ -122,10 +125,12 @@ def _check_form(folder: Path, config: Any) -> None:
         )
     if not isinstance(config.vision_feature_layer, int):
         raise ModelError(f"{folder}: vision_feature_layer {config.vision_feature_layer}: one layer is supported")
-    if config.projector_hidden_act != "gelu" or not config.multimodal_projector_bias:
+    if config.model_type != "llava":
+        return
+    if config.projector_hidden_act not in ("gelu", "linear") or not config.multimodal_projector_bias:
         raise ModelError(
             f"{folder}: its connector has activation {config.projector_hidden_act!r} and bias "
-            f"{config.multimodal_projector_bias}; supported is mlp2x_gelu: gelu, with biases"
+            f"{config.multimodal_projector_bias}; supported are gelu (mlp2x_gelu) and linear, with biases"
         )
 
 

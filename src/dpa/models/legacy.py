@@ -18,9 +18,15 @@ from torch import Tensor, nn
 
 from dpa.errors import ModelError
 from dpa.log import get_logger
-
-CONNECTOR_NAMES = ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias")
-"""Of ``mlp2x_gelu``, in the order in which their first values are drawn."""
+from dpa.models.connectors import (
+    CONNECTOR_NAMES,
+    POOLED_NAMES,
+    ConnectorKind,
+    check_kind,
+    kind_of_state,
+    shapes,
+    with_identity,
+)
 
 LLAVA_NAMES: dict[str, str] = {
     "linear_1.weight": "model.mm_projector.0.weight",
@@ -29,6 +35,11 @@ LLAVA_NAMES: dict[str, str] = {
     "linear_2.bias": "model.mm_projector.2.bias",
 }
 """Ours -> LLaVA's (``nn.Sequential(Linear, GELU, Linear)``; GELU, at 1, has no weights)."""
+_LLAVA_LINEAR: dict[str, str] = {
+    "linear_1.weight": "model.mm_projector.weight",
+    "linear_1.bias": "model.mm_projector.bias",
+}
+"""Of a ``linear`` one (a lone ``nn.Linear``)."""
 
 _PREFIXES = ("mm_projector.", "multi_modal_projector.")
 _TELLING = ("image_newline", "vision_resampler.query")
@@ -42,6 +53,7 @@ _SINGLE_FILES = (
 )
 """Files of a folder that hold a connector, in the order in which they are tried; then sharded ones by their index."""
 _LOCAL_NAMES: dict[str, str] = {name.rpartition("mm_projector.")[2]: ours for ours, name in LLAVA_NAMES.items()}
+_LOCAL_NAMES |= {"weight": "weight", "bias": "bias"} | {name: name for name in POOLED_NAMES}
 
 
 def read_connector(path: Path) -> dict[str, Tensor]:
@@ -54,10 +66,11 @@ def read_connector(path: Path) -> dict[str, Tensor]:
             (``module.``, ``base_model.model.``) does not matter.
 
     Returns:
-        float32 tensors by the names in ``CONNECTOR_NAMES``.
+        float32 tensors by the names of transformers' projectors (``CONNECTOR_NAMES``, ``POOLED_NAMES``); LLaVA's single
+        linear layer comes with the identity as second one.
 
     Raises:
-        ModelError: no such file, not readable as weights alone, or not a two-layer connector.
+        ModelError: no such file, not readable as weights alone, or none of the connectors that we know.
     """
     raw = _read_folder(path) if path.is_dir() else _read_file(path)
     state: dict[str, Tensor] = {}
@@ -66,7 +79,9 @@ def read_connector(path: Path) -> dict[str, Tensor]:
         if ours is not None:
             state[ours] = tensor.detach().to(torch.float32)
     left = [name for name in raw if _is_connectors(name) and _our_name(name) is None]
-    if set(state) != set(CONNECTOR_NAMES) or left:
+    state = with_identity(state)
+    names = POOLED_NAMES if "layernorm.weight" in state else CONNECTOR_NAMES
+    if set(state) != set(names) or left:
         raise ModelError(_what_it_is(path, list(raw), state, left))
     empty = [name for name, tensor in state.items() if tensor.numel() == 0]
     if empty:
@@ -80,30 +95,30 @@ def read_connector(path: Path) -> dict[str, Tensor]:
             "%s: image_newline is left out; it parts the rows of LLaVA-NeXT's tiles, and here an image is one square",
             path,
         )
-    return {name: state[name] for name in CONNECTOR_NAMES}
+    return {name: state[name] for name in names}
 
 
 def _what_it_is(path: Path, names: list[str], state: Mapping[str, Tensor], left: list[str]) -> str:
-    """Why these tensors are no mlp2x_gelu connector: LLaVA's other kinds by the names of their tensors."""
+    """Why these tensors are no connector of ours: LLaVA's other kinds by the names of their tensors."""
     missing = [name for name in CONNECTOR_NAMES if name not in state]
-    message = f"{path} is no mlp2x_gelu connector: "
+    message = f"{path} holds no connector of a known kind: "
     if missing:
         message += (
             f"{', '.join(missing)} missing (found {_shorten([name for name in names if _is_connectors(name)])}); "
         )
-    locals_ = {name.rpartition("mm_projector.")[2] for name in left if "mm_projector." in name}
-    if locals_ and locals_ <= {"weight", "bias"}:
-        return message + "this is one linear layer (LLaVA's first version, mm_projector_type linear)"
     if left:
         return message + f"{_shorten(left)} belong to a deeper one (mlp3x_gelu, mlp2x_res..., a pooler)"
     if any("vision_resampler" in name for name in names):
         return message + "it has a vision_resampler, which this model has not"
     return message + (
-        "expected LLaVA's model.mm_projector.{0,2}.{weight,bias} or multi_modal_projector.linear_{1,2}.{weight,bias}"
+        "expected LLaVA's model.mm_projector.{0,2}.{weight,bias}, a linear one (model.mm_projector.{weight,bias}) or "
+        "multi_modal_projector.linear_{1,2}.{weight,bias}"
     )
 
 
-def check_connector(state: Mapping[str, Tensor], path: Path, *, tower: int, llm: int) -> None:
+def check_connector(
+    state: Mapping[str, Tensor], path: Path, *, tower: int, llm: int, kind: ConnectorKind = "mlp2x_gelu"
+) -> None:
     """Compares shapes with what joins this tower to this LLM.
 
     Args:
@@ -111,17 +126,13 @@ def check_connector(state: Mapping[str, Tensor], path: Path, *, tower: int, llm:
         path: where it came from, for the message.
         tower: hidden size of the vision tower.
         llm: hidden size of the LLM.
+        kind: the connector that is wanted.
 
     Raises:
-        ModelError: another LLM's, or another tower's.
+        ModelError: another kind, another LLM's, or another tower's.
     """
-    shapes = {
-        "linear_1.weight": (llm, tower),
-        "linear_1.bias": (llm,),
-        "linear_2.weight": (llm, llm),
-        "linear_2.bias": (llm,),
-    }
-    for name, want in shapes.items():
+    check_kind(state, path, kind)
+    for name, want in shapes(kind, tower=tower, llm=llm).items():
         have = tuple(state[name].shape)
         if have != want:
             whose = "LLM" if have[0] != llm else "vision tower"
@@ -134,6 +145,8 @@ def check_connector(state: Mapping[str, Tensor], path: Path, *, tower: int, llm:
 def write_mm_projector(projector: nn.Module | Mapping[str, Tensor], path: Path) -> None:
     """Writes LLaVA's ``mm_projector.bin`` (a torch file of plain tensors, atomically).
 
+    A ``linear`` one becomes LLaVA's single layer. LLaVA knows no ``pooled`` one: it keeps transformers' names.
+
     Args:
         projector: ``model.model.multi_modal_projector``, or its state dict.
         path: the file; its folder is made.
@@ -142,8 +155,16 @@ def write_mm_projector(projector: nn.Module | Mapping[str, Tensor], path: Path) 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     # clone: a view would drag the whole storage behind it into the file
-    torch.save({LLAVA_NAMES[name]: state[name].detach().cpu().clone() for name in CONNECTOR_NAMES}, temporary)
+    torch.save({theirs: state[ours].detach().cpu().clone() for ours, theirs in _file_names(state).items()}, temporary)
     os.replace(temporary, path)
+
+
+def _file_names(state: Mapping[str, Tensor]) -> Mapping[str, str]:
+    """Ours -> those of the file."""
+    kind = kind_of_state(state)
+    if kind == "pooled":
+        return {name: f"multi_modal_projector.{name}" for name in POOLED_NAMES}
+    return _LLAVA_LINEAR if kind == "linear" else LLAVA_NAMES
 
 
 def _our_name(name: str) -> str | None:
@@ -151,8 +172,8 @@ def _our_name(name: str) -> str | None:
     for prefix in _PREFIXES:
         _, found, local = name.partition(prefix)
         if found:
-            return _LOCAL_NAMES.get(local, local if local in CONNECTOR_NAMES else None)
-    return name if name in CONNECTOR_NAMES else None
+            return _LOCAL_NAMES.get(local)
+    return name if name in POOLED_NAMES else None
 
 
 def _is_connectors(name: str) -> bool:

@@ -17,8 +17,9 @@ class ModelSettings(Strict):
     llm_revision: str | None = None
     vision_tower: str = "lab:tower"
     vision_tower_revision: str | None = None
-    connector: Literal["mlp2x_gelu"] = "mlp2x_gelu"
-    """Linear, GELU, Linear (LLaVA-1.5; paper, section 4.1)."""
+    connector: Literal["linear", "mlp2x_gelu", "pooled"] = "mlp2x_gelu"
+    """``mlp2x_gelu``: Linear, GELU, Linear (LLaVA-1.5; paper, section 4.1). ``linear``: one layer (LLaVA-1.0).
+    ``pooled``: 2 x 2 patches become one token; saved as ``AyaVisionForConditionalGeneration``, see docs/models.md."""
     connector_from: Path | None = None
     """Start stage 2 from this connector (``mm_projector.bin``, safetensors, a checkpoint folder); None: at random."""
     start_from: str | None = None

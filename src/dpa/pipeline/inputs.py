@@ -16,10 +16,11 @@ from dpa.data.dataset import StageData
 from dpa.data.images import ImageTransform
 from dpa.data.records import read_records
 from dpa.log import get_logger
+from dpa.models.connectors import tokens_per_image
 from dpa.models.families import family_of, text_rules
 from dpa.models.foreign import Opened, checkpoint_folder, open_checkpoint
 from dpa.models.legacy import check_connector, read_connector
-from dpa.models.parts import image_tokens_of, load_tokenizer, resolve_part, tower_config
+from dpa.models.parts import load_tokenizer, resolve_part, tower_config
 from dpa.models.processor import make_image_processor
 from dpa.recipe import STAGES, Recipe, StageName
 from dpa.store import FileDigests, Store
@@ -91,7 +92,7 @@ class Inputs:
                 trust_remote_code=recipe.model.trust_remote_code,
             )
             family = family_of(self._llm_config, self.tokenizer)
-            self.rules = text_rules(family, self.tokenizer, image_tokens_of(self.tower_config))
+            self.rules = text_rules(family, self.tokenizer, tokens_per_image(recipe.model.connector, self.tower_config))
         self._stages: dict[StageName, StageInput] = {}
 
     @cached_property
@@ -129,8 +130,9 @@ class Inputs:
         """
         path = self.recipe.model.connector_from
         if path is not None:
+            state, kind = read_connector(path), self.recipe.model.connector
             tower, llm = self.tower_config.hidden_size, self._llm_config.get_text_config().hidden_size
-            check_connector(read_connector(path), path, tower=int(tower), llm=int(llm))
+            check_connector(state, path, tower=int(tower), llm=int(llm), kind=kind)
 
     def stage(self, stage: StageName) -> StageInput:
         """A stage's data, read and checked at the first call.

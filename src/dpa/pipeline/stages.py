@@ -125,6 +125,8 @@ def stage_inputs(
     if stage == "pretrain":
         found["proxy"] = done["proxy"].key if "proxy" in done else None
         found["connector_from"] = inputs.connector_from
+        if recipe.model.connector != "mlp2x_gelu":  # named only then: keys of before there were others stay valid
+            found["connector_kind"] = recipe.model.connector
     if stage == "finetune" and inputs.start_from is not None:
         found["start_from"] = inputs.start_from
     elif stage == "finetune":

@@ -185,7 +185,7 @@ class TestRefusals:
     def test_one_layer_connector(self, tmp_path: Path) -> None:
         torch.save({"model.mm_projector.weight": torch.zeros(2, 2)}, tmp_path / "mm_projector.bin")
         with pytest.raises(
-            ModelError, match=r"no mlp2x_gelu connector: .*found model\.mm_projector\.weight.*this is one linear layer"
+            ModelError, match=r"no connector of a known kind: .*found model\.mm_projector\.weight.*a linear one"
         ):
             read_connector(tmp_path / "mm_projector.bin")
 
