@@ -174,10 +174,10 @@ def _check(data: StageData, names: Sequence[Sequence[str]], cache_dir: Path, pro
     for source, mine in zip(data.sources, names, strict=True):
         found: dict[str, str] = {}
         digest.update(f"source of {len(mine)}\n".encode())
-        facts = check_images(source.root, mine, cache_dir=cache_dir, max_pixels=data.max_image_pixels, decode=decode)
+        facts = check_images(source.store, mine, cache_dir=cache_dir, max_pixels=data.max_image_pixels, decode=decode)
         for name, fact in zip(mine, facts, strict=True):
             digest.update(f"{json.dumps(name)} {fact.digest.hex()}\n".encode())
-            problem = fact.problem or _thin(data, fact.width, fact.height, source.root / name)
+            problem = fact.problem or _thin(data, fact.width, fact.height, source.store.place(name).label)
             if problem is not None:
                 found[name] = problem
             done += 1
@@ -190,12 +190,12 @@ def _check(data: StageData, names: Sequence[Sequence[str]], cache_dir: Path, pro
     )
 
 
-def _thin(data: StageData, width: int, height: int, path: Path) -> str | None:
+def _thin(data: StageData, width: int, height: int, label: str) -> str | None:
     assert data.transform is not None
     try:
         data.transform.check_size(width, height)
     except DataError as error:
-        return f"{error} ({path})"
+        return f"{error} ({label})"
     return None
 
 

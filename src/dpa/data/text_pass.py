@@ -18,14 +18,11 @@ from numpy.typing import NDArray
 
 from dpa.data.chat import ENCODING_VERSION
 from dpa.data.dataset import StageData
-from dpa.data.loader import read_ahead
+from dpa.data.loader import read_ahead, workers_for
 from dpa.errors import DataError
 from dpa.store import digest_of, fsync_folder
 
-PARALLEL_FROM = 20_000
-"""Samples; fewer are tokenised before worker processes are up."""
 _CHUNK = 512
-_MAX_WORKERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +108,8 @@ class _Chunks:
 
 def _compute(data: StageData, progress: Callable[[int], Any]) -> TextFacts:
     chunks = _Chunks(data)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores, _MAX_WORKERS) if len(data) >= PARALLEL_FROM and cores > 1 else 0
     parts: list[TextFacts] = []
-    found: Iterator[TextFacts] = read_ahead(chunks, range(len(chunks)), workers)
+    found: Iterator[TextFacts] = read_ahead(chunks, range(len(chunks)), workers_for(len(data)))
     for part in found:
         parts.append(part)
         progress(min(len(parts) * _CHUNK, len(data)))

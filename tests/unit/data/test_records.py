@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import dpa.data.records as module
-from dpa.data.llava import normalise
+from dpa.data.formats import normalise
 from dpa.data.samples import Sample, Turn
 from dpa.errors import DataError
 from tests.unit.data.helpers import caption_row, open_file, write_json
@@ -112,7 +112,8 @@ BAD: list[tuple[str, bytes, str]] = [
     ("a.json", b"", "holds nothing, expected a JSON list"),
     ("a.json", b"[]", "holds no sample"),
     ("a.jsonl", b"\n", "holds no sample"),
-    ("a.json", b'{"id": 1}', "holds an object, expected a JSON list.*name it .jsonl"),
+    ("a.json", b'{\n"id": 1}', "holds an object, expected a JSON list.*name it .jsonl"),
+    ("a.json", b'{"id": 1}', "line 1: no 'conversations', only id; cannot tell the format"),
     ("a.json", b"hello", "text that starts with b'h'"),
     ("a.json", b'[{"conversations": []}, nonsense]', "record 2: not JSON"),
     ("a.json", b'[{"conversations": [{"from": "human", "value": "x"}]}, {"conv', "record 2: not JSON.*file whole"),
@@ -122,7 +123,12 @@ BAD: list[tuple[str, bytes, str]] = [
     ("a.jsonl", b"[" * 100_000 + b"\n", "line 1: not JSON"),
     ("a.json", b"[3]", "record 1: int '3', expected an object"),
     ("a.json", b"[[1, 2]]", "record 1: a list of 2, expected an object"),
-    ("a.json", b'[{"messages": [], "id": 1}]', "record 1: no 'conversations', only id, messages"),
+    ("a.json", b'[{"text": [], "id": 1}]', "record 1: no 'conversations', only id, text; cannot tell the format"),
+    (
+        "a.json",
+        b'[{"conversations": []}, {"messages": [], "id": 1}]',
+        "record 2: no 'conversations', only id, mess",
+    ),
     ("a.json", b'[{"conversations": "x"}]', "record 1: 'conversations' is str 'x', expected a list"),
     ("a.json", b'[{"conversations": ["x"]}]', "record 1, turn 1: str 'x', expected an object with 'from' and 'value'"),
     ("a.json", b'[{"conversations": [{"role": "user"}]}]', r"turn 1: keys \['role'\], expected"),
@@ -187,10 +193,10 @@ def test_the_second_opening_reads_the_index_alone(tmp_path: Path, monkeypatch: p
     path = many(tmp_path, 5)
     first = open_file(path, tmp_path / "cache")
 
-    def fail(path: Path) -> Any:
-        raise AssertionError(f"{path} was read again")
+    def fail(rows: Any, index: Path) -> Any:
+        raise AssertionError(f"{index} was written again")
 
-    monkeypatch.setitem(module.READERS, "llava", fail)
+    monkeypatch.setattr(module, "_write_index", fail)
     moved = path.rename(tmp_path / "moved.json")
     second = open_file(moved, tmp_path / "cache")
     assert [sample.turns for sample in second] == [sample.turns for sample in first]
