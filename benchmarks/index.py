@@ -1,0 +1,218 @@
+"""The index of a large file and ``dpa data check``: ``python benchmarks/index.py [--samples N] [--json] [--out FILE]``.
+
+Writes a LLaVA ``.json`` (one list) of ``--samples`` generated captions and measures, each in a process of its own so
+that peaks do not mix: the first opening (digest, reading, index), an opening with the index there (file in the page
+cache, and, where the system allows it, not), random samples per second, and the pass that ``dpa data check`` and every
+run make before training: tokens of every sample, without images and with ``--images`` small JPEG files. Memory is the
+peak of the process: private (what the program holds) and with file pages that it shares with the page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SAMPLES = 1_200_000
+WORDS = 4096
+CASES = ("index", "open_cold", "open_warm", "sample", "check_text", "check_images", "check_again")
+
+
+def write_file(path: Path, count: int) -> None:
+    """Captions of 20 to 180 words: about 0.8 kB a record, as long as ShareGPT4V's detailed ones on average."""
+    rng = np.random.default_rng(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(rng.choice(list(letters), rng.integers(2, 9))) for _ in range(WORDS)]
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("[")
+        for start in range(0, count, 10_000):
+            size = min(10_000, count - start)
+            lengths = rng.integers(20, 181, size)
+            drawn = rng.integers(0, WORDS, int(lengths.sum()))
+            ends = np.cumsum(lengths)
+            for place in range(size):
+                number = start + place
+                text = " ".join(words[word] for word in drawn[ends[place] - lengths[place] : ends[place]])
+                turns = [{"from": "human", "value": "<image>\nDescribe."}, {"from": "gpt", "value": f"{text}."}]
+                row = {"id": f"{number:09d}", "image": f"{number % 1000:05d}/{number:09d}.jpg", "conversations": turns}
+                file.write((",\n" if number else "") + json.dumps(row))
+        file.write("]")
+
+
+def write_images(path: Path, folder: Path, count: int) -> None:
+    """``count`` captions with a 336 x 336 JPEG each."""
+    from PIL import Image
+
+    rng = np.random.default_rng(1)
+    folder.mkdir(parents=True)
+    rows = []
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        coarse.resize((336, 336), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=85)
+        turns = [{"from": "human", "value": "<image>\nSay."}, {"from": "gpt", "value": f"a red circle, number {number}"}]
+        rows.append({"id": str(number), "image": f"{number}.jpg", "conversations": turns})
+    path.write_text(json.dumps(rows), encoding="utf-8")
+
+
+class Peak:
+    """Watches this process: private memory has no high-water mark of its own."""
+
+    def __init__(self) -> None:
+        self.private = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.05):
+            self.private = max(self.private, _status("RssAnon"))
+
+    def figures(self) -> dict[str, float]:
+        self._stop.set()
+        self._thread.join()
+        self.private = max(self.private, _status("RssAnon"))
+        return {"private_mb": round(self.private / 1e6), "with_file_pages_mb": round(_status("VmHWM") / 1e6)}
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(key)
+
+
+def _records(path: Path) -> Any:
+    from dpa.data.records import read_records
+    from dpa.data.settings import DataSource
+
+    return read_records(DataSource(path=path), path.parent / "cache", seed=0)
+
+
+def _out_of_page_cache(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            os.fsync(handle)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+
+
+def case_index(folder: Path) -> dict[str, Any]:
+    return {"samples": len(_records(folder / "captions.json"))}
+
+
+def case_open_cold(folder: Path) -> dict[str, Any]:
+    return {"samples": len(_records(folder / "captions.json"))}
+
+
+case_open_warm = case_open_cold
+
+
+def case_sample(folder: Path) -> dict[str, Any]:
+    records = _records(folder / "captions.json")
+    places = np.random.default_rng(2).integers(0, len(records), 50_000)
+    began = time.perf_counter()
+    characters = sum(len(records[int(place)].turns[1].text) for place in places)
+    return {"samples_per_second": round(len(places) / (time.perf_counter() - began)), "characters": characters}
+
+
+def _check(folder: Path, name: str, stage: str) -> dict[str, Any]:
+    from dpa.pipeline.data_check import check_source
+
+    began = time.perf_counter()
+    (found,) = check_source(folder / name, stage=stage, cache=folder / "cache").stages
+    seconds = time.perf_counter() - began
+    return {"samples": found.samples, "samples_per_second": round(found.samples / seconds)}
+
+
+def case_check_text(folder: Path) -> dict[str, Any]:
+    return _check(folder, "captions.json", "proxy")
+
+
+def case_check_images(folder: Path) -> dict[str, Any]:
+    return _check(folder, "images.json", "pretrain")
+
+
+case_check_again = case_check_text
+
+
+def run_case(name: str, folder: Path) -> dict[str, Any]:
+    """In this process: seconds, result, peak."""
+    case: Callable[[Path], dict[str, Any]] = globals()[f"case_{name}"]
+    peak = Peak()
+    began = time.perf_counter()
+    found = case(folder)
+    return {"seconds": round(time.perf_counter() - began, 2), **found, **peak.figures()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--folder", type=Path, help="keep the generated files here and use them again")
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+    parser.add_argument("--run-case", choices=CASES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run_case:
+        print(json.dumps(run_case(options.run_case, options.folder)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        result = benchmark(folder, options.samples, options.images, options.cases)
+    if options.out is not None:
+        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2) if options.json else table(result))
+
+
+def benchmark(folder: Path, samples: int, images: int, cases: list[str]) -> dict[str, Any]:
+    import torch
+    from benchkit.machine import describe_machine
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "captions.json").is_file():
+        write_file(folder / "captions.json", samples)
+    if "check_images" in cases and not (folder / "images.json").is_file():
+        write_images(folder / "images.json", folder / "pictures", images)
+    found = {}
+    for name in cases:
+        if name == "open_cold":
+            _out_of_page_cache(folder)
+        command = [sys.executable, __file__, "--run-case", name, "--folder", str(folder)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found[name] = json.loads(done.stdout.splitlines()[-1])
+    return {
+        "samples": samples,
+        "file_mb": round((folder / "captions.json").stat().st_size / 1e6),
+        "index_mb": round(sum(path.stat().st_size for path in folder.glob("cache/records/*.arrow")) / 1e6),
+        "images": images,
+        "cases": found,
+        **describe_machine(torch.device("cpu")),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    from benchkit.machine import format_table
+
+    header = ["", "seconds", "samples/s", "private MB", "with file pages MB"]
+    rows = []
+    for name, case in result["cases"].items():
+        rate = case.get("samples_per_second", "")
+        rows.append([name, f"{case['seconds']:.1f}", str(rate), str(case["private_mb"]), str(case["with_file_pages_mb"])])
+    about = f"{result['samples']} samples, file {result['file_mb']} MB, index {result['index_mb']} MB"
+    return f"{about}\n{format_table(header, rows)}"
+
+
+if __name__ == "__main__":
+    main()
