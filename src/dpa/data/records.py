@@ -203,13 +203,21 @@ def _write_index(rows: Iterator[Row], index: Path) -> None:
 
 
 def _batch(rows: Sequence[Row]) -> Any:
-    columns = [
-        [row.file for row in rows],
-        [row.number for row in rows],
-        [row.id for row in rows],
-        [[ROLES.index(turn.role) for turn in row.turns] for row in rows],
-        [[turn.text for turn in row.turns] for row in rows],
-        [list(row.images) for row in rows],
+    turns = [turn for row in rows for turn in row.turns]
+    per_turn = _offsets([len(row.turns) for row in rows])
+    arrays = [
+        pa.array([row.file for row in rows], type=pa.int32()),
+        pa.array([row.number for row in rows], type=pa.int64()),
+        pa.array([row.id for row in rows], type=pa.large_string()),
+        pa.LargeListArray.from_arrays(per_turn, pa.array([ROLES.index(turn.role) for turn in turns], type=pa.int8())),
+        pa.LargeListArray.from_arrays(per_turn, pa.array([turn.text for turn in turns], type=pa.large_string())),
+        pa.LargeListArray.from_arrays(
+            _offsets([len(row.images) for row in rows]),
+            pa.array([name for row in rows for name in row.images], type=pa.large_string()),
+        ),
     ]
-    arrays = [pa.array(values, type=field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
     return pa.record_batch(arrays, schema=_SCHEMA)
+
+
+def _offsets(counts: Sequence[int]) -> Any:
+    return pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
