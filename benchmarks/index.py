@@ -59,7 +59,10 @@ def write_images(path: Path, folder: Path, count: int) -> None:
     for number in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
         coarse.resize((336, 336), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=85)
-        turns = [{"from": "human", "value": "<image>\nSay."}, {"from": "gpt", "value": f"a red circle, number {number}"}]
+        turns = [
+            {"from": "human", "value": "<image>\nSay."},
+            {"from": "gpt", "value": f"a red circle, number {number}"},
+        ]
         rows.append({"id": str(number), "image": f"{number}.jpg", "conversations": turns})
     path.write_text(json.dumps(rows), encoding="utf-8")
 
@@ -95,7 +98,7 @@ def _records(path: Path) -> Any:
     from dpa.data.records import read_records
     from dpa.data.settings import DataSource
 
-    return read_records(DataSource(path=path), path.parent / "cache", seed=0)
+    return read_records(DataSource(path=path), path.parent / "store" / ".cache", seed=0)
 
 
 def _out_of_page_cache(folder: Path) -> None:
@@ -130,7 +133,7 @@ def _check(folder: Path, name: str, stage: str) -> dict[str, Any]:
     from dpa.pipeline.data_check import check_source
 
     began = time.perf_counter()
-    (found,) = check_source(folder / name, stage=stage, cache=folder / "cache").stages
+    (found,) = check_source(folder / name, stage=stage, store=folder / "store").stages
     seconds = time.perf_counter() - began
     return {"samples": found.samples, "samples_per_second": round(found.samples / seconds)}
 
@@ -195,7 +198,7 @@ def benchmark(folder: Path, samples: int, images: int, cases: list[str]) -> dict
     return {
         "samples": samples,
         "file_mb": round((folder / "captions.json").stat().st_size / 1e6),
-        "index_mb": round(sum(path.stat().st_size for path in folder.glob("cache/records/*.arrow")) / 1e6),
+        "index_mb": round(sum(path.stat().st_size for path in folder.glob("store/.cache/records/*.arrow")) / 1e6),
         "images": images,
         "cases": found,
         **describe_machine(torch.device("cpu")),
@@ -209,7 +212,9 @@ def table(result: dict[str, Any]) -> str:
     rows = []
     for name, case in result["cases"].items():
         rate = case.get("samples_per_second", "")
-        rows.append([name, f"{case['seconds']:.1f}", str(rate), str(case["private_mb"]), str(case["with_file_pages_mb"])])
+        rows.append(
+            [name, f"{case['seconds']:.1f}", str(rate), str(case["private_mb"]), str(case["with_file_pages_mb"])]
+        )
     about = f"{result['samples']} samples, file {result['file_mb']} MB, index {result['index_mb']} MB"
     return f"{about}\n{format_table(header, rows)}"
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dpa.data.chat import Encoded, encode_chat, encode_plain
@@ -158,6 +159,14 @@ class StageData:
         reduce_to = self.transform if self.reduced_decode else None
         store = self.sources[source].store
         return self.transform(store.load(name, max_pixels=self.max_image_pixels, reduce_to=reduce_to))
+
+    def picture(self, index: int, name: str) -> Image.Image:
+        """One image of a sample, as stored, for people to look at.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return self.sources[self._source_of(index)].store.load(name, max_pixels=self.max_image_pixels)
 
     def sample(self, index: int) -> Sample:
         """The record as it was read."""

@@ -76,7 +76,7 @@ class TableImages:
     def __init__(self, kind: TableKind, paths: Sequence[Path], column: str) -> None:
         self.kind: TableKind = kind
         self.paths = tuple(paths)
-        self._column = column
+        self.column = column
         self._files: dict[int, _ArrowFile | _ParquetFile] = {}
         self._lock = threading.Lock()
 
@@ -90,7 +90,7 @@ class TableImages:
             try:
                 if file not in self._files:
                     opened = _ArrowFile if self.kind == "arrow" else _ParquetFile
-                    self._files[file] = opened(self.paths[file], self._column)
+                    self._files[file] = opened(self.paths[file], self.column)
                 value = self._files[file].value(row)
                 value = value[place] if isinstance(value, pa.ListScalar | pa.LargeListScalar) else value
                 content = value.as_py()
@@ -101,7 +101,7 @@ class TableImages:
         return content, None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"kind": self.kind, "paths": self.paths, "_column": self._column}
+        return {"kind": self.kind, "paths": self.paths, "column": self.column}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _files={}, _lock=threading.Lock())
