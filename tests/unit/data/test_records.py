@@ -236,6 +236,43 @@ def test_limit_draws_with_the_seed_and_keeps_the_order(tmp_path: Path) -> None:
     assert numbers(0, 50) == numbers(0, 99) == list(range(50))
 
 
+def numbers_of(path: Path, cache: Path, **source: Any) -> list[int]:
+    return [int(sample.id[1:]) for sample in open_file(path, cache, **source)]
+
+
+@pytest.mark.parametrize(
+    ("weight", "least", "total"), [(2, 2, 100), (0.5, 0, 25), (1.5, 1, 75), (0.25, 0, 13), (1, 1, 50)]
+)
+def test_weight_says_how_often_an_epoch_reads_a_sample(tmp_path: Path, weight: float, least: int, total: int) -> None:
+    path = many(tmp_path, 50)
+    found = numbers_of(path, tmp_path / "cache", weight=weight)
+    assert found == sorted(found)
+    assert len(found) == total
+    assert {found.count(number) - least for number in range(50)} <= {0, 1}
+    assert found == numbers_of(path, tmp_path / "cache", weight=weight)
+    if weight != int(weight):
+        assert found != numbers_of(path, tmp_path / "cache", weight=weight, seed=1)
+
+
+def test_weight_counts_what_limit_leaves(tmp_path: Path) -> None:
+    path = many(tmp_path, 50)
+    few = numbers_of(path, tmp_path / "cache", limit=10)
+    assert numbers_of(path, tmp_path / "cache", limit=10, weight=2) == sorted(few * 2)
+    half = numbers_of(path, tmp_path / "cache", limit=10, weight=0.5)
+    assert len(half) == 5
+    assert set(half) < set(few)
+    with pytest.raises(DataError, match=r"weight 0\.01 of 10 samples leaves none"):
+        open_file(path, tmp_path / "cache", limit=10, weight=0.01)
+
+
+def test_weight_is_part_of_the_digest(tmp_path: Path) -> None:
+    path = many(tmp_path, 20)
+    digests = [open_file(path, tmp_path / "cache", **item).digest for item in ({}, {"weight": 2}, {"weight": 0.5})]
+    digests.append(open_file(path, tmp_path / "cache", weight=0.5, seed=1).digest)
+    assert len(set(digests)) == 4
+    assert open_file(path, tmp_path / "cache", weight=1.0).digest == digests[0]
+
+
 def test_digest_is_of_content_and_choice(tmp_path: Path) -> None:
     path = many(tmp_path, 20)
     whole = open_file(path, tmp_path / "cache").digest
