@@ -231,10 +231,8 @@ def table(result: dict[str, Any]) -> str:
     header = ["", "seconds", "CPU seconds", "samples/s", "private MB", "with file pages MB"]
     rows = []
     for name, case in result["cases"].items():
-        rate = case.get("samples_per_second", "")
-        rows.append(
-            [name, f"{case['seconds']:.1f}", str(rate), str(case["private_mb"]), str(case["with_file_pages_mb"])]
-        )
+        times = [f"{case['seconds']:.1f}", f"{case['cpu_seconds']:.1f}", str(case.get("samples_per_second", ""))]
+        rows.append([name, *times, str(case["private_mb"]), str(case["with_file_pages_mb"])])
     about = f"{result['samples']} samples, file {result['file_mb']} MB"
     return f"{about}\n{format_table(header, rows)}"
 
