@@ -29,7 +29,7 @@ import numpy as np
 SAMPLES = 1_200_000
 CHECK_SAMPLES = 100_000
 WORDS = 4096
-CASES = ("index", "open_cold", "open_warm", "sample", "check_text", "check_images", "check_again")
+CASES = ("imports", "index", "open_cold", "open_warm", "sample", "check_text", "check_images", "check_again")
 
 
 def write_file(path: Path, count: int) -> None:
@@ -112,6 +112,13 @@ def _out_of_page_cache(folder: Path) -> None:
             os.fsync(handle)
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(handle)
+
+
+def case_imports(folder: Path) -> dict[str, Any]:
+    """What every other figure contains."""
+    import dpa.data.records
+
+    return {"version": dpa.data.records.READER_VERSION}
 
 
 def case_index(folder: Path) -> dict[str, Any]:

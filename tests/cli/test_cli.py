@@ -21,7 +21,10 @@ def call(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Complete
     )
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("eval",), ("compare",), ("report",), ("lab", "make")])
+DATA = [("data", "check"), ("data", "convert"), ("data", "captions")]
+
+
+@pytest.mark.parametrize("command", [(), ("run",), ("eval",), ("compare",), ("report",), ("lab", "make"), *DATA])
 def test_every_command_has_help_with_an_example(command: tuple[str, ...]) -> None:
     done = call(*command, "--help")
     assert done.returncode == 0

@@ -76,7 +76,7 @@ def convert(
         progress: called with the number of samples done.
 
     Raises:
-        UserError: the folder holds a converted file already.
+        UserError: the folder holds a converted file already, or is a file.
         DataError: the source cannot be read, or no sample is left.
         StorageError: the disk is full or not writable.
     """
@@ -84,6 +84,8 @@ def convert(
     target = out / DATA_FILE
     if target.exists():
         raise UserError(f"{target} exists; remove it, or name another folder")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; name a folder to write")
     writer = _Images(opened.store, out)
     embedded = copy or opened.store.tables is not None
     problems = _Problems()
