@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dpa.analyze.data_text import number, rows_of
+from dpa.analyze.data_text import number, rows_of, spreads_of
 from dpa.data.check import Spread, StageCheck
 from dpa.data.dataset import StageData
 from dpa.errors import DataError
@@ -68,16 +68,13 @@ def write_data_report(
 
 
 def _stage(stage: StageCheck, data: StageData, llm: str) -> dict[str, Any]:
-    spreads = [("Tokens a sample", stage.tokens), ("Supervised tokens a sample", stage.supervised)]
-    if stage.images is not None:
-        spreads += [("Image width, pixels", stage.images.width), ("Image height, pixels", stage.images.height)]
+    spreads = spreads_of(stage)
+    constant = [(name, f"always {number(spread.least)}") for name, spread in spreads if spread.least == spread.most]
     return {
         "check": stage,
-        # histograms are drawn below
-        "rows": [
-            (name.strip(), value.replace("|", "").strip()) for name, value in rows_of(stage, llm) if "|" not in value
-        ],
-        "histograms": [(name, spread, _bars(spread)) for name, spread in spreads if spread is not None],
+        "rows": [(name.strip(), value) for name, value in rows_of(stage, llm)] + constant,
+        "left_out": stage.samples - stage.usable,
+        "histograms": [(name, spread, _bars(spread)) for name, spread in spreads if spread.least < spread.most],
         "number": number,
         "examples": [_example(data, index) for index in stage.examples],
     }

@@ -36,6 +36,9 @@ def _stage(stage: StageCheck, llm: str) -> str:
     table.add_column(overflow="fold")
     for name, value in rows_of(stage, llm):
         table.add_row(name, Text(value))
+    for name, spread in spreads_of(stage):
+        table.add_row(name, Text(_spread(spread)))
+    table.add_row("left out", Text(f"{number(stage.samples - stage.usable)} samples"))
     for problem in stage.problems:
         table.add_row(f"  {problem.kind}", Text(number(problem.samples)))
         for example in problem.examples[:2]:
@@ -55,14 +58,18 @@ def rows_of(stage: StageCheck, llm: str) -> list[tuple[str, str]]:
         ),
         ("tokenizer", llm),
         ("tokens", f"{number(stage.all_tokens)}, supervised {number(stage.supervised_tokens)}"),
-        ("tokens a sample", _spread(stage.tokens)),
-        ("supervised a sample", _spread(stage.supervised)),
         ("cut at max_length", f"{number(stage.cut_samples)} samples lose {number(stage.cut_tokens)} tokens"),
     ]
-    if stage.images is not None:
-        rows += _images(stage.images)
-    rows.append(("left out", f"{number(stage.samples - stage.usable)} samples"))
-    return rows
+    return rows if stage.images is None else rows + _images(stage.images)
+
+
+def spreads_of(stage: StageCheck) -> list[tuple[str, Spread]]:
+    """Name and histogram."""
+    images = stage.images
+    found = [("tokens a sample", stage.tokens), ("supervised tokens a sample", stage.supervised)]
+    if images is not None:
+        found += [("image width", images.width), ("image height", images.height)]
+    return [(name, spread) for name, spread in found if spread is not None]
 
 
 def _source(path: str, files: int) -> str:
@@ -77,8 +84,6 @@ def _images(images: ImagesCheck) -> list[tuple[str, str]]:
         ("  duplicate", f"{number(images.duplicates)}{_examples([' = '.join(g) for g in images.duplicate_examples])}")
     )
     rows.append((f"  huge (> {HUGE_PIXELS // 10**6} MP)", f"{number(images.huge)}{_examples(images.huge_examples)}"))
-    rows.append(("  width", _spread(images.width)))
-    rows.append(("  height", _spread(images.height)))
     return rows
 
 
@@ -86,9 +91,9 @@ def _examples(names: Sequence[str]) -> str:
     return f"  e.g. {names[0][:80]}" if names else ""
 
 
-def _spread(spread: Spread | None) -> str:
-    if spread is None:
-        return "-"
+def _spread(spread: Spread) -> str:
+    if spread.least == spread.most:
+        return f"always {number(spread.least)}"
     top = max(spread.counts)
     bars = "".join(_BLOCKS[-(-count * (len(_BLOCKS) - 1) // top)] for count in spread.counts)
     return (
