@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from dpa.errors import DataError
 Kind = Literal["list", "lines", "parquet", "arrow"]
 _UNITS: dict[Kind, str] = {"list": "record", "lines": "line", "parquet": "row", "arrow": "row"}
 _TABLES: dict[str, TableKind] = {".parquet": "parquet", ".arrow": "arrow"}
+_SPLIT = re.compile(r"([A-Za-z_]+)-\d+-of-\d+")
+"""File names of a data set on the hub: ``train-00000-of-00004.parquet``."""
 _PATTERN = frozenset("*?[")
 
 
@@ -93,6 +96,12 @@ def _folder(path: Path) -> Files:
         return Files("arrow", paths, path)
     found = sorted(item for item in path.rglob("*.parquet") if item.is_file() and not item.name.startswith("."))
     if found:
+        splits = sorted({match[1] for item in found if (match := _SPLIT.match(item.name))})
+        if len(splits) > 1:
+            raise DataError(
+                f"{path} holds several splits ({', '.join(splits)}), which one source would mix; name one of them, e.g. "
+                f"'{found[0].parent}/{splits[-1]}-*.parquet'"
+            )
         return Files("parquet", tuple(found), path)
     lists = sorted(item.name for item in path.iterdir() if item.suffix.lower() in SUFFIXES)
     hint = f"; it holds {', '.join(lists[:5])}: name the file itself" if lists else ""
