@@ -96,10 +96,11 @@ def _folder(path: Path) -> Files:
         return Files("arrow", paths, path)
     found = sorted(item for item in path.rglob("*.parquet") if item.is_file() and not item.name.startswith("."))
     if found:
-        splits = sorted({match[1] for item in found if (match := _SPLIT.match(item.name))})
+        matches = (_SPLIT.match(item.name) for item in found)
+        splits = sorted({match[1] for match in matches if match})
         if len(splits) > 1:
             raise DataError(
-                f"{path} holds several splits ({', '.join(splits)}), which one source would mix; name one of them, e.g. "
+                f"{path} holds several splits ({', '.join(splits)}), which one source would mix; name one, e.g. "
                 f"'{found[0].parent}/{splits[-1]}-*.parquet'"
             )
         return Files("parquet", tuple(found), path)
