@@ -67,7 +67,7 @@ def write_images(path: Path, folder: Path, count: int) -> None:
             {"from": "human", "value": "<image>\nSay."},
             {"from": "gpt", "value": f"a red circle, number {number}"},
         ]
-        rows.append({"id": str(number), "image": f"{number}.jpg", "conversations": turns})
+        rows.append({"id": str(number), "image": f"pictures/{number}.jpg", "conversations": turns})
     path.write_text(json.dumps(rows), encoding="utf-8")
 
 
@@ -146,6 +146,7 @@ def _check(folder: Path, name: str, stage: str) -> dict[str, Any]:
     began, cpu = time.perf_counter(), _cpu()
     (found,) = check_source(folder / name, stage=stage, store=folder / "store").stages
     seconds, cpu = time.perf_counter() - began, _cpu() - cpu
+    assert found.usable == found.samples, found.problems
     rates = {"samples_per_second": found.samples / seconds, "samples_per_cpu_second": found.samples / cpu}
     return {"samples": found.samples, **{name: round(rate) for name, rate in rates.items()}}
 

@@ -86,10 +86,10 @@ def _folder(path: Path) -> Files:
     if (path / "state.json").is_file():
         try:
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            names = [str(item["filename"]) for item in state["_data_files"]]
+            listed = [str(item["filename"]) for item in state["_data_files"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path / 'state.json'}: not what save_to_disk writes ({error})") from None
-        paths = tuple(path / Path(name).name for name in names)
+        paths = tuple(path / Path(name).name for name in listed)
         missing = [item.name for item in paths if not item.is_file()]
         if missing or not paths:
             raise DataError(f"{path}: state.json names {len(paths)} files, missing: {', '.join(missing) or 'all'}")
@@ -97,11 +97,11 @@ def _folder(path: Path) -> Files:
     found = sorted(item for item in path.rglob("*.parquet") if item.is_file() and not item.name.startswith("."))
     if found:
         matches = (_SPLIT.match(item.name) for item in found)
-        splits = sorted({match[1] for match in matches if match})
-        if len(splits) > 1:
+        names = sorted({match[1] for match in matches if match})
+        if len(names) > 1:
             raise DataError(
-                f"{path} holds several splits ({', '.join(splits)}), which one source would mix; name one, e.g. "
-                f"'{found[0].parent}/{splits[-1]}-*.parquet'"
+                f"{path} holds several splits ({', '.join(names)}), which one source would mix; name one, e.g. "
+                f"'{found[0].parent}/{names[-1]}-*.parquet'"
             )
         return Files("parquet", tuple(found), path)
     lists = sorted(item.name for item in path.iterdir() if item.suffix.lower() in SUFFIXES)
