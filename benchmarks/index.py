@@ -5,7 +5,8 @@ that peaks do not mix: the first opening (digest, reading, index), an opening wi
 cache, and not), and random samples per second. Then the pass that ``dpa data check`` and every run make before
 training: tokens of ``--check-samples`` such captions without images, ``--images`` captions with a JPEG of 336 x 336
 each, decoded, and the first of the two again. Memory is the peak of the process: private (what the program holds) and
-with file pages that it shares with the page cache. CPU seconds count worker processes; on a busy machine they say more
+with file pages that it shares with the page cache. ``check_arrays`` is the check of the large file without tokenising
+and without looking at images: what it holds in memory. CPU seconds count worker processes; on a busy machine they say more
 than seconds.
 """
 
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,17 @@ import numpy as np
 SAMPLES = 1_200_000
 CHECK_SAMPLES = 100_000
 WORDS = 4096
-CASES = ("imports", "index", "open_cold", "open_warm", "sample", "check_text", "check_images", "check_again")
+CASES = (
+    "imports",
+    "index",
+    "open_cold",
+    "open_warm",
+    "sample",
+    "check_arrays",
+    "check_text",
+    "check_images",
+    "check_again",
+)
 
 
 def write_file(path: Path, count: int) -> None:
@@ -149,6 +160,22 @@ def _check(folder: Path, name: str, stage: str) -> dict[str, Any]:
     assert found.usable == found.samples, found.problems
     rates = {"samples_per_second": found.samples / seconds, "samples_per_cpu_second": found.samples / cpu}
     return {"samples": found.samples, **{name: round(rate) for name, rate in rates.items()}}
+
+
+def case_check_arrays(folder: Path) -> dict[str, Any]:
+    """What the check itself holds of the large file: tokenising and looking at images are left out."""
+    import dpa.data.audit as audit
+    from dpa.data.image_check import ImageFact
+    from dpa.data.text_pass import TextFacts
+
+    def known_texts(data: Any, folder: Path, progress: Any) -> TextFacts:
+        return TextFacts(*(np.ones(len(data), dtype=np.int32) for _ in range(3)), {})
+
+    def known_images(store: Any, names: list[str], **_: Any) -> Iterator[ImageFact]:
+        return (ImageFact(place.to_bytes(16, "big"), 336, 336) for place, _ in enumerate(names, 1))
+
+    audit.text_facts, audit.check_images = known_texts, known_images
+    return _check(folder, "captions.json", "pretrain")
 
 
 def case_check_text(folder: Path) -> dict[str, Any]:
