@@ -85,7 +85,7 @@ def open_data(path: Path, *, reduced: bool) -> StageData:
 def decode(data: StageData) -> None:
     """The yardstick."""
     for sample in data.sources[0]:
-        with Image.open(data.sources[0].root / sample.images[0]) as image:
+        with Image.open(data.sources[0].store.place(sample.images[0]).path) as image:
             image.convert("RGB")
 
 
@@ -105,7 +105,7 @@ def difference(data: StageData) -> tuple[float, float]:
     levels = 255 * torch.tensor(transform.image_processor.image_std).view(3, 1, 1)
     found = []
     for sample in data.sources[0]:
-        path = data.sources[0].root / sample.images[0]
+        path = data.sources[0].store.place(sample.images[0]).path
         whole = transform(load_image(path, max_pixels=10**8))
         reduced = transform(load_image(path, max_pixels=10**8, reduce_to=transform))
         found.append(((whole - reduced) * levels).abs())

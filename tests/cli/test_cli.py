@@ -21,7 +21,21 @@ def call(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Complete
     )
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("eval",), ("compare",), ("report",), ("export",), ("lab", "make")])
+COMMANDS: tuple[tuple[str, ...], ...] = (
+    (),
+    ("run",),
+    ("eval",),
+    ("compare",),
+    ("report",),
+    ("export",),
+    ("data", "check"),
+    ("data", "convert"),
+    ("data", "captions"),
+    ("lab", "make"),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(command: tuple[str, ...]) -> None:
     done = call(*command, "--help")
     assert done.returncode == 0

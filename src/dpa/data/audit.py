@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dpa.data.dataset import StageData
 from dpa.data.image_check import check_images
+from dpa.data.records import Records
 from dpa.data.shuffle import Indices
 from dpa.data.text_pass import TextFacts, text_facts
 from dpa.errors import DataError
@@ -119,18 +120,13 @@ def audit(stage_data: StageData, *, max_bad_share: float, cache_dir: Path, progr
         DataError: too many samples of a source are unusable, or none is left; names counts and the first reasons.
         StorageError: the cache cannot be written.
     """
-    folder = cache_dir / "audit"
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "audit.lock"):  # of several ranks one works, the others read what it found
-            names = _image_names(stage_data)
-            total = len(stage_data) + sum(map(len, names))
-            text = text_facts(stage_data, folder, lambda done: progress and progress(done, total))
-            images = _check(stage_data, names, cache_dir, lambda done: progress and progress(done, total))
-    problems = _problems(stage_data, text, images)
-    quarantined = [_quarantined(stage_data, index, reason) for index, reason in sorted(problems.items())]
-    _refuse(stage_data, quarantined, max_bad_share)
-    kept = np.delete(np.arange(len(stage_data), dtype=np.int64), sorted(problems))
+    found = examine(stage_data, cache_dir=cache_dir, progress=progress)
+    quarantined = found.quarantined(stage_data)
+    refusal = refuse(stage_data, quarantined, max_bad_share)
+    if refusal is not None:
+        raise DataError(refusal)
+    text = found.text
+    kept = np.delete(np.arange(len(stage_data), dtype=np.int64), sorted(found.problems))
     counts = np.fromiter(map(len, stage_data.images()), dtype=np.int64, count=len(stage_data))
     return Audit(
         samples=len(stage_data),
@@ -140,11 +136,67 @@ def audit(stage_data: StageData, *, max_bad_share: float, cache_dir: Path, progr
         labels=text.supervised[kept],
         cut_samples=int((text.cut[kept] > 0).sum()),
         cut_tokens=int(text.cut[kept].sum(dtype=np.int64)),
-        images=sum(map(len, names)),
-        image_check=images.check,
-        quarantined=tuple(quarantined),
-        digest=_digest(stage_data, kept, images.digest),
+        images=sum(map(len, found.images.names)),
+        image_check=found.images.check,
+        quarantined=quarantined,
+        digest=_digest(stage_data, kept, found.images.digest),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What is known about the U different images of a stage (source by source, in order of first use)."""
+
+    names: list[list[str]]
+    """Per source."""
+    check: ImageCheck
+    digest: str
+    """Over the sources' (path, content) pairs."""
+    problems: tuple[dict[str, str], ...]
+    """Per source: path -> why it cannot be used."""
+    contents: NDArray[np.void]
+    """[U]; 16 bytes each, digest of the file's content; zero where there is none."""
+    sizes: NDArray[np.int32]
+    """int32 [U, 2]; width and height as stored; 0 where unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What one pass over a stage found; nothing is refused yet."""
+
+    text: TextFacts
+    images: ImageFacts
+    problems: dict[int, str]
+    """Number -> why the sample cannot be used; where text and image are bad, the text's."""
+
+    def quarantined(self, data: StageData) -> tuple[Quarantined, ...]:
+        """The same with names, in order."""
+        return tuple(_quarantined(data, index, reason) for index, reason in sorted(self.problems.items()))
+
+
+def examine(
+    data: StageData, *, cache_dir: Path, progress: Progress | None = None, decode: bool | None = None
+) -> Examined:
+    """Tokenises every sample and looks at every image; :func:`audit` without a verdict.
+
+    Args:
+        data: the stage.
+        cache_dir: may be shared by processes and runs; what was found before is read there.
+        progress: called now and then.
+        decode: images completely (True), their headers alone (False), by their number (None).
+
+    Raises:
+        StorageError: the cache cannot be written.
+    """
+    folder = cache_dir / "audit"
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "audit.lock"):  # of several ranks one works, the others read what it found
+            names = _image_names(data)
+            total = len(data) + sum(map(len, names))
+            text = text_facts(data, folder, lambda done: progress and progress(done, total))
+            images = _check(data, names, cache_dir, lambda done: progress and progress(done, total), decode)
+    return Examined(text, images, _problems(data, text, images))
 
 
 def _image_names(data: StageData) -> list[list[str]]:
@@ -154,52 +206,53 @@ def _image_names(data: StageData) -> list[list[str]]:
     return [list(dict.fromkeys(name for names in source.images() for name in names)) for source in data.sources]
 
 
-@dataclass(frozen=True, slots=True)
-class _Images:
-    """What the image pass found."""
-
-    check: ImageCheck
-    digest: str
-    """Over the sources' (path, content) pairs."""
-    problems: tuple[dict[str, str], ...]
-    """Per source: path -> why it cannot be used."""
-
-
-def _check(data: StageData, names: Sequence[Sequence[str]], cache_dir: Path, progress: Callable[[int], Any]) -> _Images:
+def _check(
+    data: StageData,
+    names: list[list[str]],
+    cache_dir: Path,
+    progress: Callable[[int], Any],
+    decode: bool | None,
+) -> ImageFacts:
     count = sum(map(len, names))
-    decode = count <= DECODE_UP_TO
+    if decode is None:
+        decode = count <= DECODE_UP_TO
     digest = hashlib.sha256()
     problems: list[dict[str, str]] = []
-    done = len(data)
+    contents, sizes, done = bytearray(count * 16), np.zeros((count, 2), dtype=np.int32), 0
     for source, mine in zip(data.sources, names, strict=True):
         found: dict[str, str] = {}
         digest.update(f"source of {len(mine)}\n".encode())
-        facts = check_images(source.root, mine, cache_dir=cache_dir, max_pixels=data.max_image_pixels, decode=decode)
+        facts = check_images(source.store, mine, cache_dir=cache_dir, max_pixels=data.max_image_pixels, decode=decode)
         for name, fact in zip(mine, facts, strict=True):
             digest.update(f"{json.dumps(name)} {fact.digest.hex()}\n".encode())
-            problem = fact.problem or _thin(data, fact.width, fact.height, source.root / name)
+            contents[done * 16 : done * 16 + len(fact.digest)] = fact.digest
+            sizes[done] = fact.width, fact.height
+            problem = fact.problem or _thin(data, fact.width, fact.height, source, name)
             if problem is not None:
                 found[name] = problem
             done += 1
-            progress(done)
+            progress(len(data) + done)
         problems.append(found)
-    return _Images(
+    return ImageFacts(
+        names=names,
         check="none" if not count else "decoded" if decode else "header",
         digest=digest.hexdigest(),
         problems=tuple(problems),
+        contents=np.frombuffer(bytes(contents), dtype="V16"),
+        sizes=sizes,
     )
 
 
-def _thin(data: StageData, width: int, height: int, path: Path) -> str | None:
+def _thin(data: StageData, width: int, height: int, source: Records, name: str) -> str | None:
     assert data.transform is not None
     try:
         data.transform.check_size(width, height)
     except DataError as error:
-        return f"{error} ({path})"
+        return f"{error} ({source.store.place(name).label})"
     return None
 
 
-def _problems(data: StageData, text: TextFacts, images: _Images) -> dict[int, str]:
+def _problems(data: StageData, text: TextFacts, images: ImageFacts) -> dict[int, str]:
     """Number -> reason; where text and image are bad, the text's."""
     problems: dict[int, str] = {}
     if any(images.problems):
@@ -210,7 +263,7 @@ def _problems(data: StageData, text: TextFacts, images: _Images) -> dict[int, st
     return problems | text.problems
 
 
-def _with_source(data: StageData, images: _Images) -> Iterator[tuple[dict[str, str], tuple[str, ...]]]:
+def _with_source(data: StageData, images: ImageFacts) -> Iterator[tuple[dict[str, str], tuple[str, ...]]]:
     for source, bad in zip(data.sources, images.problems, strict=True):
         for names in source.images():
             yield bad, names
@@ -221,18 +274,26 @@ def _quarantined(data: StageData, index: int, reason: str) -> Quarantined:
     return Quarantined(index=index, id=sample.id, where=sample.where, reason=reason)
 
 
-def _refuse(data: StageData, quarantined: Sequence[Quarantined], max_bad_share: float) -> None:
+def refuse(data: StageData, quarantined: Sequence[Quarantined], max_bad_share: float) -> str | None:
+    """Why training could not start on these data; None where it could.
+
+    Args:
+        data: the stage.
+        quarantined: its unusable samples.
+        max_bad_share: of each source; see :func:`audit`.
+    """
     for place, source in enumerate(data.sources):
         bad = [item for item in quarantined if data.starts[place] <= item.index < data.starts[place + 1]]
         share = len(bad) / len(source)
         if share > max_bad_share:
-            raise DataError(
+            return (
                 f"{source.source}: {len(bad)} of {len(source)} samples cannot be used, {share:.2%}; allowed is "
                 f"{max_bad_share:.2%} (data.max_bad_share).{_shown(bad)}"
             )
     if len(quarantined) == len(data):
         names = ", ".join(str(source.source) for source in data.sources)
-        raise DataError(f"{names}: none of {len(data)} samples can be used.{_shown(quarantined)}")
+        return f"{names}: none of {len(data)} samples can be used.{_shown(quarantined)}"
+    return None
 
 
 def _shown(bad: Sequence[Quarantined]) -> str:

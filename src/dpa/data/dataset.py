@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dpa.data.chat import Encoded, encode_chat, encode_plain
-from dpa.data.images import ImageTransform, load_image, safe_join
+from dpa.data.images import ImageTransform
 from dpa.data.records import Records
 from dpa.data.samples import Sample
 from dpa.data.shuffle import Indices
@@ -155,9 +156,17 @@ class StageData:
             DataError: it cannot be read.
         """
         assert self.transform is not None
-        path = safe_join(self.sources[source].root, name)
         reduce_to = self.transform if self.reduced_decode else None
-        return self.transform(load_image(path, max_pixels=self.max_image_pixels, reduce_to=reduce_to))
+        store = self.sources[source].store
+        return self.transform(store.load(name, max_pixels=self.max_image_pixels, reduce_to=reduce_to))
+
+    def picture(self, index: int, name: str) -> Image.Image:
+        """One image of a sample, as stored, for people to look at.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return self.sources[self._source_of(index)].store.load(name, max_pixels=self.max_image_pixels)
 
     def sample(self, index: int) -> Sample:
         """The record as it was read."""

@@ -8,7 +8,7 @@ killed continues.
 from __future__ import annotations
 
 import hashlib
-import itertools
+import io
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 
-from dpa.data.images import MENDING, decode_image, image_size, safe_join
+from dpa.data.image_store import ImageStore, Place
+from dpa.data.images import MENDING, decode_image, image_size
+from dpa.data.loader import read_ahead, workers_for
 from dpa.errors import DataError, StorageError
 
 _CHUNK = 256
@@ -55,13 +57,13 @@ class _Row:
 
 
 def check_images(
-    root: Path, names: Sequence[str], *, cache_dir: Path, max_pixels: int, decode: bool
+    store: ImageStore, names: Sequence[str], *, cache_dir: Path, max_pixels: int, decode: bool
 ) -> Iterator[ImageFact]:
-    """Looks at every image.
+    """Looks at every image, on all cores where there are many.
 
     Args:
-        root: folder of the images.
-        names: paths relative to it.
+        store: of the images' source.
+        names: as its samples have them.
         cache_dir: where the database lies.
         max_pixels: images above it are refused.
         decode: decode them completely, as training will; False: only the header (a truncated file then goes unseen).
@@ -74,55 +76,77 @@ def check_images(
     """
     if not names:
         return
-    workers = min(16, 2 * (os.cpu_count() or 1))
-    folder = os.path.abspath(root)  # not resolved: that would ask the disk for every link
-    with _database(cache_dir / "images.sqlite") as database, ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(names), _CHUNK):
-            chunk = names[start : start + _CHUNK]
-            found = pool.map(_stat, itertools.repeat(Path(folder)), chunk)
-            yield from _check_chunk(list(found), database, pool, max_pixels, decode)
+    workers = workers_for(len(names))
+    path = cache_dir / "images.sqlite"
+    with _database(path) as database:
+        chunks = _Chunks(store, names, path, max_pixels, decode, threads=2 if workers else _threads())
+        for facts, rows in read_ahead(chunks, range(len(chunks)), workers):
+            values = [tuple(getattr(row, name) for name in _COLUMNS.split(", ")) for row in rows]
+            database.executemany(f"INSERT OR REPLACE INTO images ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?)", values)
+            database.commit()
+            yield from facts
 
 
-_Found = tuple[str, os.stat_result] | str
-"""Path and state of a file, or the problem with its path."""
+def _threads() -> int:
+    return min(16, 2 * (os.cpu_count() or 1))
 
 
-def _stat(root: Path, name: str) -> _Found:
-    try:
-        path = safe_join(root, name)
-        stat = path.stat()
-    except DataError as error:
-        return str(error)
-    except (FileNotFoundError, NotADirectoryError):
-        return f"image missing: {path} does not exist; {MENDING}"
-    except OSError as error:
-        return f"image unreadable: {path}: {error.strerror}; {MENDING}"
-    return (str(path), stat) if S_ISREG(stat.st_mode) else f"image unreadable: {path} is not a file; {MENDING}"
+@dataclass(frozen=True, slots=True)
+class _Chunks:
+    """Number of a chunk -> its facts, and the rows that the database lacks; run in the workers."""
+
+    store: ImageStore
+    names: Sequence[str]
+    database: Path
+    max_pixels: int
+    decode: bool
+    threads: int
+
+    def __len__(self) -> int:
+        return -(-len(self.names) // _CHUNK)
+
+    def __getitem__(self, number: int) -> tuple[list[ImageFact], list[_Row]]:
+        chunk = self.names[number * _CHUNK : (number + 1) * _CHUNK]
+        with ThreadPoolExecutor(self.threads) as pool:
+            found = list(pool.map(self._stat, chunk))
+            files = {item[0].label: item for item in found if not isinstance(item, str)}
+            known = self._known(list(files))
+            new = [
+                item
+                for label, item in files.items()
+                if not _still_good(known.get(label), item[1], max_pixels=self.max_pixels, decode=self.decode)
+            ]
+            rows = list(
+                pool.map(lambda item: _inspect(self.store, item[0], item[1], self.max_pixels, self.decode), new)
+            )
+        known |= {row.path: row for row in rows}
+        return [_fact(item if isinstance(item, str) else known[item[0].label]) for item in found], rows
+
+    def _known(self, labels: list[str]) -> dict[str, _Row]:
+        query = f"SELECT {_COLUMNS} FROM images WHERE path IN ({','.join('?' * len(labels))})"
+        with closing(sqlite3.connect(self.database, timeout=60)) as database:  # a connection belongs to its process
+            return {row[0]: _Row(*row) for row in database.execute(query, labels)}
+
+    def _stat(self, name: str) -> tuple[Place, os.stat_result] | str:
+        """Place and state of the file, or the problem with its path."""
+        path = name
+        try:
+            place = self.store.place(name)
+            path = str(place.path)
+            stat = os.stat(path)
+        except DataError as error:
+            return str(error)
+        except (FileNotFoundError, NotADirectoryError):
+            return f"image missing: {path} does not exist; {MENDING}"
+        except OSError as error:
+            return f"image unreadable: {path}: {error.strerror}; {MENDING}"
+        return (place, stat) if S_ISREG(stat.st_mode) else f"image unreadable: {path} is not a file; {MENDING}"
 
 
-def _check_chunk(
-    found: Sequence[_Found], database: sqlite3.Connection, pool: ThreadPoolExecutor, max_pixels: int, decode: bool
-) -> Iterator[ImageFact]:
-    files = [item for item in found if not isinstance(item, str)]
-    marks = ",".join("?" * len(files))
-    query = f"SELECT {_COLUMNS} FROM images WHERE path IN ({marks})"
-    known = {row[0]: _Row(*row) for row in database.execute(query, [path for path, _ in files])}
-    new = {
-        path: stat
-        for path, stat in files
-        if not _still_good(known.get(path), stat, max_pixels=max_pixels, decode=decode)
-    }
-    rows = list(pool.map(lambda path: _inspect(path, new[path], max_pixels, decode), new))
-    known |= {row.path: row for row in rows}
-    values = [tuple(getattr(row, name) for name in _COLUMNS.split(", ")) for row in rows]
-    database.executemany(f"INSERT OR REPLACE INTO images ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?)", values)
-    database.commit()
-    for item in found:
-        if isinstance(item, str):
-            yield ImageFact(digest=b"", problem=item)
-        else:
-            row = known[item[0]]
-            yield ImageFact(row.digest, row.width, row.height, row.problem)
+def _fact(found: _Row | str) -> ImageFact:
+    if isinstance(found, str):
+        return ImageFact(digest=b"", problem=found)
+    return ImageFact(found.digest, found.width, found.height, found.problem)
 
 
 def _still_good(row: _Row | None, stat: os.stat_result, *, max_pixels: int, decode: bool) -> bool:
@@ -131,21 +155,22 @@ def _still_good(row: _Row | None, stat: os.stat_result, *, max_pixels: int, deco
     return bool(row.decoded) or not decode
 
 
-def _inspect(path: str, stat: os.stat_result, max_pixels: int, decode: bool) -> _Row:
+def _inspect(store: ImageStore, place: Place, stat: os.stat_result, max_pixels: int, decode: bool) -> _Row:
     digest, width, height, problem = b"", 0, 0, None
+    name = place.label
     try:
-        with open(path, "rb") as file:
+        with open(name, "rb") if place.inside is None else io.BytesIO(store.content(place)) as file:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
             file.seek(0)
-            width, height = image_size(file, name=path, max_pixels=max_pixels)
+            width, height = image_size(file, name=name, max_pixels=max_pixels)
             if decode:
                 file.seek(0)
-                decode_image(file, name=path, max_pixels=max_pixels)
+                decode_image(file, name=name, max_pixels=max_pixels)
     except DataError as error:
         problem = str(error)
     except OSError as error:
-        problem = f"image unreadable: {path}: {error.strerror or error}; {MENDING}"
-    return _Row(path, stat.st_size, stat.st_mtime_ns, digest, width, height, int(decode), max_pixels, problem)
+        problem = f"image unreadable: {name}: {error.strerror or error}; {MENDING}"
+    return _Row(name, stat.st_size, stat.st_mtime_ns, digest, width, height, int(decode), max_pixels, problem)
 
 
 @contextmanager

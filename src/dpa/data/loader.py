@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from dpa.data.dataset import Item
 from dpa.data.sampler import BatchPlan, MicroBatch, MicroBatchStream
 from dpa.errors import DpaError
 from dpa.types import Batch, TextRules
+
+PARALLEL_FROM = 20_000
+"""Samples or images; fewer are done before worker processes are up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,12 @@ def make_loader(
         if isinstance(loaded, DpaError):
             raise loaded
         yield loaded
+
+
+def workers_for(count: int) -> int:
+    """Processes for a pass over ``count`` things of about a millisecond each; 0: do it in this process."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if count >= PARALLEL_FROM and cores > 1 else 0
 
 
 def read_ahead(dataset: Any, keys: Any, workers: int, *, pin_memory: bool = False) -> Iterator[Any]:

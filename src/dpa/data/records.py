@@ -1,6 +1,6 @@
-"""Samples of a file as a lazy sequence: read once into a memory-mapped index, then opened in an instant.
+"""Samples of a source as a lazy sequence: read once into a memory-mapped index, then opened in an instant.
 
-The index (Arrow IPC) lies in a cache folder under the digest of the file's content, so a changed file gets a new one
+The index (Arrow IPC) lies in a cache folder under the digest of the files' content, so a changed file gets a new one
 and a moved or touched file does not.
 """
 
@@ -9,29 +9,34 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, overload
+from typing import Any, Final, overload
 
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
-from dpa.data.llava import Row, layout_of, read_rows, unit_of
+from dpa.data.formats import Row
+from dpa.data.image_store import ImageStore
 from dpa.data.samples import ROLES, Sample, Turn
 from dpa.data.settings import DataSource
 from dpa.data.shuffle import Indices, permutation
+from dpa.data.sources import Files, Opened, open_source
 from dpa.errors import DataError
-from dpa.store import FileDigests, disk_errors
+from dpa.store import FileDigests, digest_of, disk_errors
 
 __all__ = ["ROLES", "Records", "Sample", "Turn", "read_records"]
 
-READER_VERSION: Final = 1
+READER_VERSION: Final = 2
 """Raise it when the same file no longer gives the same samples."""
+_INDEX_VERSION: Final = 2
+"""Raise it when the index looks otherwise."""
 _ROWS: Final = 4096
 """Records per Arrow batch: what is unpacked around one record, and what is in memory while an index is written."""
 _SCHEMA: Final = pa.schema(
     [
+        ("file", pa.int32()),  # place among the source's files
         ("number", pa.int64()),
         ("id", pa.large_string()),
         ("roles", pa.large_list(pa.int8())),  # places in ROLES
@@ -39,9 +44,6 @@ _SCHEMA: Final = pa.schema(
         ("images", pa.large_list(pa.large_string())),
     ]
 )
-
-READERS: dict[Literal["llava"], Callable[[Path], Iterator[Row]]] = {"llava": read_rows}
-"""Format -> rows of a file. A new format is a new reader here; the index and everything after it stay."""
 
 
 class Records(Sequence[Sample]):
@@ -51,21 +53,21 @@ class Records(Sequence[Sample]):
     """
 
     def __init__(
-        self, index: Path, *, source: Path, root: Path, unit: str, content: str, rows: Indices | None = None
+        self, index: Path, *, source: Path, files: Files, store: ImageStore, content: str, rows: Indices | None = None
     ) -> None:
         """
         Args:
             index: the Arrow file.
-            source: the file that it was made from, for messages.
-            root: folder that image paths are relative to.
-            unit: what record numbers count: ``record`` or ``line``.
-            content: digest of the source file.
+            source: the path that the recipe names, for messages.
+            files: the files that it stands for.
+            store: its images.
+            content: digest of the files and of how they are read.
             rows: the chosen rows of the index in this order; None: all.
         """
         self.source = source
-        self.root = root
+        self.files = files
+        self.store = store
         self._index = index
-        self._unit = unit
         self._content = content
         self._rows = rows
         self._batches: list[Any] | None = None
@@ -84,19 +86,19 @@ class Records(Sequence[Sample]):
         place = range(self._length)[index]  # negative places, IndexError
         batch, row = divmod(place if self._rows is None else int(self._rows[place]), _ROWS)
         columns = self._open()[0][batch]
-        number, name, roles, texts, images = (columns.column(at)[row].as_py() for at in range(len(_SCHEMA)))
+        file, number, name, roles, texts, images = (columns.column(at)[row].as_py() for at in range(len(_SCHEMA)))
         return Sample(
             id=name,
             turns=tuple(Turn(ROLES[role], text) for role, text in zip(roles, texts, strict=True)),
             images=tuple(images),
-            where=f"{self.source}, {self._unit} {number}",
+            where=f"{self.files.paths[file]}, {self.files.unit} {number}",
         )
 
     def select(self, places: Indices) -> Records:
         """The samples at ``places``, in that order; a place may occur more than once."""
         rows = places if self._rows is None else self._rows[places]
         return Records(
-            self._index, source=self.source, root=self.root, unit=self._unit, content=self._content, rows=rows
+            self._index, source=self.source, files=self.files, store=self.store, content=self._content, rows=rows
         )
 
     def images(self) -> Iterator[tuple[str, ...]]:
@@ -118,7 +120,7 @@ class Records(Sequence[Sample]):
 
     @property
     def digest(self) -> str:
-        """Of the content: the source file's bytes, how they are read, and which rows. Paths play no part."""
+        """Of the content: the source files' bytes, how they are read, and which rows. Paths play no part."""
         rows = "all" if self._rows is None else hashlib.sha256(self._rows.astype("<i8").tobytes()).hexdigest()
         return hashlib.sha256(f"{READER_VERSION}/{self._content}/{rows}".encode()).hexdigest()
 
@@ -141,38 +143,49 @@ def read_records(source: DataSource, cache_dir: Path, *, seed: int) -> Records:
     """Opens a source; the first time, reads it into its index.
 
     Args:
-        source: file, image folder, limit.
+        source: files, image folders, format, limit, weight.
         cache_dir: where indices are kept; may be shared by processes and runs.
-        seed: the run's; draws the samples of ``limit``.
+        seed: the run's; draws the samples of ``limit`` and ``weight``.
 
     Raises:
-        DataError: the file is missing or not what its format says; names record or line.
+        DataError: a file is missing or not what its format says; names record or line.
         StorageError: the cache cannot be written.
     """
-    path = source.path
-    if not path.is_file():
-        raise DataError(f"data file {path} {'is not a file' if path.exists() else 'does not exist'}")
-    root = path.parent if source.images is None else source.images
-    if not root.is_dir():
-        raise DataError(f"image folder {root} of {path} does not exist; set `images` to the folder of its images")
-    unit = unit_of(layout_of(path))
+    opened = open_source(source)
     folder = cache_dir / "records"
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "index.lock"):  # one process reads, the others wait for its index
-            try:
-                content = FileDigests(folder / "digests.json").file(path)
-            except PermissionError as error:
-                raise DataError(f"data file {path} cannot be read: {error.strerror}") from None
+            content = _content(opened, FileDigests(folder / "digests.json"))
             # .json and .jsonl: the same bytes may be a list for one and a broken line for the other
-            index = folder / f"{content[:40]}-{unit}-v{READER_VERSION}.arrow"
+            index = folder / f"{content[:40]}-{opened.files.unit}-v{READER_VERSION}.{_INDEX_VERSION}.arrow"
             if not index.is_file():
-                _write_index(READERS["llava"](path), index)
-    records = Records(index, source=path, root=root, unit=unit, content=content)
-    if source.limit is not None and source.limit < len(records):
-        drawn = permutation(len(records), seed=seed, stream=f"limit {content}")[: source.limit]
-        return records.select(np.sort(drawn))
-    return records
+                _write_index(opened.rows(), index)
+    records = Records(index, source=source.path, files=opened.files, store=opened.store, content=content)
+    chosen = _chosen(len(records), source, seed=seed, content=content)
+    return records if chosen is None else records.select(chosen)
+
+
+def _content(opened: Opened, digests: FileDigests) -> str:
+    read = [*opened.files.paths, *([] if opened.urls is None else [opened.urls])]
+    try:
+        return digest_of([opened.format, [digests.file(path) for path in read]])
+    except PermissionError as error:
+        raise DataError(f"data file {error.filename} cannot be read: {error.strerror}") from None
+
+
+def _chosen(count: int, source: DataSource, *, seed: int, content: str) -> Indices | None:
+    """The rows of one epoch: ``limit`` draws, then ``weight`` repeats and draws. Ascending; None: each once."""
+    rows = np.arange(count, dtype=np.int64)
+    if source.limit is not None and source.limit < count:
+        rows = np.sort(permutation(count, seed=seed, stream=f"limit {content}")[: source.limit])
+    whole, part = divmod(source.weight, 1)
+    drawn = int(part * len(rows) + 0.5)
+    order = permutation(len(rows), seed=seed, stream=f"weight {content}")[:drawn] if drawn else rows[:0]
+    chosen: Indices = np.sort(np.concatenate([np.repeat(rows, int(whole)), rows[order]]))
+    if not len(chosen):
+        raise DataError(f"{source.path}: weight {source.weight:g} of {len(rows)} samples leaves none; raise weight")
+    return None if len(chosen) == count and whole == 1 and len(rows) == count else chosen
 
 
 def _write_index(rows: Iterator[Row], index: Path) -> None:
@@ -190,12 +203,21 @@ def _write_index(rows: Iterator[Row], index: Path) -> None:
 
 
 def _batch(rows: Sequence[Row]) -> Any:
-    columns = [
-        [row.number for row in rows],
-        [row.id for row in rows],
-        [[ROLES.index(turn.role) for turn in row.turns] for row in rows],
-        [[turn.text for turn in row.turns] for row in rows],
-        [list(row.images) for row in rows],
+    turns = [turn for row in rows for turn in row.turns]
+    per_turn = _offsets([len(row.turns) for row in rows])
+    arrays = [
+        pa.array([row.file for row in rows], type=pa.int32()),
+        pa.array([row.number for row in rows], type=pa.int64()),
+        pa.array([row.id for row in rows], type=pa.large_string()),
+        pa.LargeListArray.from_arrays(per_turn, pa.array([ROLES.index(turn.role) for turn in turns], type=pa.int8())),
+        pa.LargeListArray.from_arrays(per_turn, pa.array([turn.text for turn in turns], type=pa.large_string())),
+        pa.LargeListArray.from_arrays(
+            _offsets([len(row.images) for row in rows]),
+            pa.array([name for row in rows for name in row.images], type=pa.large_string()),
+        ),
     ]
-    arrays = [pa.array(values, type=field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
     return pa.record_batch(arrays, schema=_SCHEMA)
+
+
+def _offsets(counts: Sequence[int]) -> Any:
+    return pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))

@@ -9,17 +9,47 @@ from pydantic import Field, field_validator
 
 from dpa.settings import Strict
 
+FormatName = Literal["auto", "llava", "messages", "pixmo"]
+
 
 class DataSource(Strict):
-    """One file of samples and the folder of its images."""
+    """Samples of one kind and where their images are (docs/data.md)."""
 
     path: Path
-    """LLaVA ``.json`` (a list) or ``.jsonl`` (a sample a line)."""
-    images: Path | None = None
-    """Folder that image paths are relative to; default: the folder of ``path``."""
-    format: Literal["auto", "llava"] = "auto"
+    """``.json``, ``.jsonl`` or ``.parquet`` file, a folder of parquet files, a folder written by ``save_to_disk``, or a
+    pattern (``shards/*.parquet``)."""
+    images: Path | dict[str, Path] | None = None
+    """Folder that image paths are relative to; default: the folder of ``path``.
+
+    Or first part(s) of a path -> folder that stands for it: with ``{coco: /data/coco}`` the image
+    ``coco/train2017/1.jpg`` is ``/data/coco/train2017/1.jpg``. The longest match counts; the key ``""`` takes the rest.
+    """
+    format: FormatName = "auto"
+    """``auto``: from the columns. ``llava``: conversations, image; ``messages``: messages, images; ``pixmo``:
+    image_url, caption."""
     limit: int | None = Field(default=None, ge=1)
     """Use only this many samples, drawn with the run's seed; None uses all."""
+    weight: float = Field(default=1.0, gt=0, le=1000, allow_inf_nan=False)
+    """How often an epoch reads a sample of this source, after ``limit``: 2 reads each twice, 0.5 reads half of them,
+    1.5 each once and half of them twice; which half is drawn with the run's seed and the same in every epoch."""
+
+    @field_validator("images")
+    @classmethod
+    def _prefixes(cls, value: Path | dict[str, Path] | None) -> Path | dict[str, Path] | None:
+        if not isinstance(value, dict):
+            return value
+        if not value:
+            raise ValueError("images is an empty mapping: name a folder, or prefix: folder")
+        cleaned: dict[str, Path] = {}
+        for prefix, folder in value.items():
+            parts = [part for part in prefix.split("/") if part not in ("", ".")]
+            if prefix.startswith("/") or ".." in parts:
+                raise ValueError(f"images: the prefix {prefix!r} is not the beginning of a relative path")
+            key = "/".join(parts)
+            if key in cleaned:
+                raise ValueError(f"images names the prefix {key!r} twice")
+            cleaned[key] = folder
+        return cleaned
 
 
 def _as_sources(value: Any) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
+import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,14 @@ from numpy.typing import NDArray
 
 from dpa.data.chat import ENCODING_VERSION
 from dpa.data.dataset import StageData
-from dpa.data.loader import read_ahead
+from dpa.data.loader import read_ahead, workers_for
 from dpa.errors import DataError
 from dpa.store import digest_of, fsync_folder
 
-PARALLEL_FROM = 20_000
-"""Samples; fewer are tokenised before worker processes are up."""
 _CHUNK = 512
-_MAX_WORKERS = 16
+"""Samples."""
+_SEGMENT = 32
+"""Chunks that are kept together: what a pass that is stopped loses at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,10 @@ def text_facts(data: StageData, folder: Path, progress: Callable[[int], Any]) ->
     path = folder / f"text-{_key(data)[:40]}.npz"
     facts = _load(path, len(data))
     if facts is None:
-        facts = _compute(data, progress)
+        parts = path.with_suffix(".parts")
+        facts = _compute(data, parts, progress)
         _save(path, facts)
+        shutil.rmtree(parts)
     progress(len(data))
     return facts
 
@@ -109,15 +113,32 @@ class _Chunks:
         return TextFacts(lengths, supervised, cut, problems)
 
 
-def _compute(data: StageData, progress: Callable[[int], Any]) -> TextFacts:
+def _compute(data: StageData, parts: Path, progress: Callable[[int], Any]) -> TextFacts:
+    """All chunks; what is done is kept in segments below ``parts``, so that a pass which was stopped continues."""
+    parts.mkdir(exist_ok=True)
     chunks = _Chunks(data)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores, _MAX_WORKERS) if len(data) >= PARALLEL_FROM and cores > 1 else 0
-    parts: list[TextFacts] = []
-    found: Iterator[TextFacts] = read_ahead(chunks, range(len(chunks)), workers)
-    for part in found:
-        parts.append(part)
-        progress(min(len(parts) * _CHUNK, len(data)))
+    segments = [range(start, min(start + _SEGMENT, len(chunks))) for start in range(0, len(chunks), _SEGMENT)]
+    files = [parts / f"{segment.start}-{segment.stop}.npz" for segment in segments]
+    sizes = [min(segment.stop * _CHUNK, len(data)) - segment.start * _CHUNK for segment in segments]
+    facts = [_load(file, size) for file, size in zip(files, sizes, strict=True)]
+    missing = [place for place, known in enumerate(facts) if known is None]
+    done = sum(size for size, known in zip(sizes, facts, strict=True) if known is not None)
+    keys = [number for place in missing for number in segments[place]]
+    found: Iterator[TextFacts] = read_ahead(chunks, keys, workers_for(sum(sizes) - done))
+    for place in missing:
+        made = []
+        for part in itertools.islice(found, len(segments[place])):
+            made.append(part)
+            done += len(part.lengths)
+            progress(done)
+        joined = _join(made)
+        if len(segments) > 1:
+            _save(files[place], joined)
+        facts[place] = joined
+    return _join([known for known in facts if known is not None])
+
+
+def _join(parts: Sequence[TextFacts]) -> TextFacts:
     return TextFacts(
         lengths=np.concatenate([part.lengths for part in parts]),
         supervised=np.concatenate([part.supervised for part in parts]),

@@ -144,7 +144,12 @@ class Inputs:
             self._stages[stage] = self._open(stage)
         return self._stages[stage]
 
-    def _open(self, stage: StageName) -> StageInput:
+    def stage_data(self, stage: StageName) -> StageData:
+        """A stage's samples as the recipe names them, not checked.
+
+        Raises:
+            DataError: a file is missing or malformed.
+        """
         recipe, settings = self.recipe, settings_of(self.recipe, stage)
         sources = recipe.data.instructions if stage == "finetune" else recipe.data.captions
         records = [read_records(source, self.cache, seed=recipe.seed) for source in sources]
@@ -154,7 +159,7 @@ class Inputs:
             processor = self.image_processor(settings)
             side = int(self.tower_config.image_size)
             transform = ImageTransform(processor, settings.image_mode, side, max_pixels=recipe.data.max_image_pixels)
-        data = StageData(
+        return StageData(
             records,
             self.tokenizer,
             self.rules,
@@ -165,7 +170,10 @@ class Inputs:
             max_image_pixels=recipe.data.max_image_pixels,
             reduced_decode=recipe.data.reduced_decode and with_images,
         )
-        checked = audit(data, max_bad_share=recipe.data.max_bad_share, cache_dir=self.cache)
+
+    def _open(self, stage: StageName) -> StageInput:
+        data = self.stage_data(stage)
+        checked = audit(data, max_bad_share=self.recipe.data.max_bad_share, cache_dir=self.cache)
         if checked.quarantined:
             shown = "; ".join(f"{item.id} ({item.where}): {item.reason}" for item in checked.quarantined[:3])
             log.warning(

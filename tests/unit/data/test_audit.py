@@ -14,6 +14,7 @@ import pytest
 
 import dpa.data.audit as audit_module
 import dpa.data.image_check as check_module
+import dpa.data.loader as loader_module
 import dpa.data.text_pass as text_module
 from dpa.data.audit import Audit, audit
 from dpa.data.dataset import StageData
@@ -205,7 +206,7 @@ def test_workers_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(text_module, "_CHUNK", 7)
     alone = run(stage, tmp_path)
     shutil.rmtree(tmp_path / "cache" / "audit")
-    monkeypatch.setattr(text_module, "PARALLEL_FROM", 1)
+    monkeypatch.setattr(loader_module, "PARALLEL_FROM", 1)
     together = run(stage, tmp_path)
     assert together.lengths.tolist() == alone.lengths.tolist()
     assert together.quarantined == alone.quarantined

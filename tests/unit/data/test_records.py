@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import dpa.data.records as module
-from dpa.data.llava import normalise
+from dpa.data.formats import normalise
 from dpa.data.samples import Sample, Turn
 from dpa.errors import DataError
 from tests.unit.data.helpers import caption_row, open_file, write_json
@@ -112,7 +112,8 @@ BAD: list[tuple[str, bytes, str]] = [
     ("a.json", b"", "holds nothing, expected a JSON list"),
     ("a.json", b"[]", "holds no sample"),
     ("a.jsonl", b"\n", "holds no sample"),
-    ("a.json", b'{"id": 1}', "holds an object, expected a JSON list.*name it .jsonl"),
+    ("a.json", b'{\n"id": 1}', "holds an object, expected a JSON list.*name it .jsonl"),
+    ("a.json", b'{"id": 1}', "line 1: no 'conversations', only id; cannot tell the format"),
     ("a.json", b"hello", "text that starts with b'h'"),
     ("a.json", b'[{"conversations": []}, nonsense]', "record 2: not JSON"),
     ("a.json", b'[{"conversations": [{"from": "human", "value": "x"}]}, {"conv', "record 2: not JSON.*file whole"),
@@ -122,7 +123,12 @@ BAD: list[tuple[str, bytes, str]] = [
     ("a.jsonl", b"[" * 100_000 + b"\n", "line 1: not JSON"),
     ("a.json", b"[3]", "record 1: int '3', expected an object"),
     ("a.json", b"[[1, 2]]", "record 1: a list of 2, expected an object"),
-    ("a.json", b'[{"messages": [], "id": 1}]', "record 1: no 'conversations', only id, messages"),
+    ("a.json", b'[{"text": [], "id": 1}]', "record 1: no 'conversations', only id, text; cannot tell the format"),
+    (
+        "a.json",
+        b'[{"conversations": []}, {"messages": [], "id": 1}]',
+        "record 2: no 'conversations', only id, mess",
+    ),
     ("a.json", b'[{"conversations": "x"}]', "record 1: 'conversations' is str 'x', expected a list"),
     ("a.json", b'[{"conversations": ["x"]}]', "record 1, turn 1: str 'x', expected an object with 'from' and 'value'"),
     ("a.json", b'[{"conversations": [{"role": "user"}]}]', r"turn 1: keys \['role'\], expected"),
@@ -187,10 +193,10 @@ def test_the_second_opening_reads_the_index_alone(tmp_path: Path, monkeypatch: p
     path = many(tmp_path, 5)
     first = open_file(path, tmp_path / "cache")
 
-    def fail(path: Path) -> Any:
-        raise AssertionError(f"{path} was read again")
+    def fail(rows: Any, index: Path) -> Any:
+        raise AssertionError(f"{index} was written again")
 
-    monkeypatch.setitem(module.READERS, "llava", fail)
+    monkeypatch.setattr(module, "_write_index", fail)
     moved = path.rename(tmp_path / "moved.json")
     second = open_file(moved, tmp_path / "cache")
     assert [sample.turns for sample in second] == [sample.turns for sample in first]
@@ -228,6 +234,43 @@ def test_limit_draws_with_the_seed_and_keeps_the_order(tmp_path: Path) -> None:
     assert drawn != numbers(1, 10)
     assert set(drawn) < set(numbers(0, 20))  # more of the same draw: a larger limit adds samples
     assert numbers(0, 50) == numbers(0, 99) == list(range(50))
+
+
+def numbers_of(path: Path, cache: Path, **source: Any) -> list[int]:
+    return [int(sample.id[1:]) for sample in open_file(path, cache, **source)]
+
+
+@pytest.mark.parametrize(
+    ("weight", "least", "total"), [(2, 2, 100), (0.5, 0, 25), (1.5, 1, 75), (0.25, 0, 13), (1, 1, 50)]
+)
+def test_weight_says_how_often_an_epoch_reads_a_sample(tmp_path: Path, weight: float, least: int, total: int) -> None:
+    path = many(tmp_path, 50)
+    found = numbers_of(path, tmp_path / "cache", weight=weight)
+    assert found == sorted(found)
+    assert len(found) == total
+    assert {found.count(number) - least for number in range(50)} <= {0, 1}
+    assert found == numbers_of(path, tmp_path / "cache", weight=weight)
+    if weight != int(weight):
+        assert found != numbers_of(path, tmp_path / "cache", weight=weight, seed=1)
+
+
+def test_weight_counts_what_limit_leaves(tmp_path: Path) -> None:
+    path = many(tmp_path, 50)
+    few = numbers_of(path, tmp_path / "cache", limit=10)
+    assert numbers_of(path, tmp_path / "cache", limit=10, weight=2) == sorted(few * 2)
+    half = numbers_of(path, tmp_path / "cache", limit=10, weight=0.5)
+    assert len(half) == 5
+    assert set(half) < set(few)
+    with pytest.raises(DataError, match=r"weight 0\.01 of 10 samples leaves none"):
+        open_file(path, tmp_path / "cache", limit=10, weight=0.01)
+
+
+def test_weight_is_part_of_the_digest(tmp_path: Path) -> None:
+    path = many(tmp_path, 20)
+    digests = [open_file(path, tmp_path / "cache", **item).digest for item in ({}, {"weight": 2}, {"weight": 0.5})]
+    digests.append(open_file(path, tmp_path / "cache", weight=0.5, seed=1).digest)
+    assert len(set(digests)) == 4
+    assert open_file(path, tmp_path / "cache", weight=1.0).digest == digests[0]
 
 
 def test_digest_is_of_content_and_choice(tmp_path: Path) -> None:
