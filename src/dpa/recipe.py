@@ -18,11 +18,10 @@ from dpa.errors import RecipeError
 from dpa.evaluate.settings import EvaluateSettings
 from dpa.models.settings import LoraSettings, ModelSettings
 from dpa.settings import Strict
-from dpa.train.settings import ObjectiveName, StageSettings, TrainSettings
+from dpa.train.settings import ObjectiveName, ParallelName, StageSettings, TrainSettings
 
 MethodName = Literal["vanilla", "cal", "pmo", "cmo", "dpa"]
 StageName = Literal["proxy", "pretrain", "finetune"]
-ParallelName = Literal["ddp", "fsdp", "zero2", "zero3"]
 STAGES: tuple[StageName, ...] = ("proxy", "pretrain", "finetune")
 
 

@@ -229,6 +229,11 @@ class TrainStep(nn.Module):
             return tower_features(self.model, pixel_values)
 
     @property
+    def computes_in(self) -> torch.dtype | None:
+        """The type of matrix products; None: the parameters' own."""
+        return self._autocast
+
+    @property
     def needs_logits(self) -> bool:
         """The objective reads the labels' logits, too."""
         return self._row.needs_logits

@@ -22,9 +22,9 @@ def test_one_process_without_a_launcher() -> None:
     assert (parallel.rank, parallel.world, parallel.is_main) == (0, 1, True)
     values = torch.tensor([1.0, 2.0], dtype=torch.float64)
     assert torch.equal(parallel.sum(values), values)
-    assert parallel.gather({"a": 1}) == [{"a": 1}]
-    assert parallel.from_main("x") == "x"
-    parallel.barrier()
+    assert parallel.ranks.gather({"a": 1}) == [{"a": 1}]
+    assert parallel.ranks.from_main("x") == "x"
+    parallel.ranks.barrier()
 
 
 def test_wrap_and_unwrap() -> None:
