@@ -37,7 +37,7 @@ def launched(environment: MutableMapping[str, str] = os.environ) -> Launch:
     """Reads the environment; under ``srun`` it also sets torch's variables there, for all libraries that read them.
 
     Raises:
-        UserError: a launcher's variables are incomplete or contradict each other, or it is one that torch does not know.
+        UserError: a launcher's variables are incomplete or contradict each other, or torch does not know it.
     """
     if "RANK" not in environment and _number(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:
         _from_slurm(environment)

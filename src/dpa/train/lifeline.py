@@ -82,7 +82,7 @@ class Lifeline:
         self._forget()
 
     def fail(self, message: str, code: int, *, everywhere: bool) -> None:
-        """This rank's error. On rank 0: ends the other ranks and returns, the caller prints. Elsewhere: does not return.
+        """This rank's error. On rank 0: ends the other ranks, and the caller prints. Elsewhere: does not return.
 
         Args:
             message: for people.

@@ -1,12 +1,13 @@
 """The door to accelerate: device, the wrapped step, sums over ranks, trackers. Thin on purpose.
 
-One process on a CPU needs no launcher; under ``torchrun``, ``accelerate launch`` or ``srun`` the same code runs on every
-rank, whether ranks have whole copies (DDP) or shards (FSDP2, ``sharding.py``).
+One process on a CPU needs no launcher; under ``torchrun``, ``accelerate launch`` or ``srun`` the same code runs on
+every rank, whether ranks have whole copies (DDP) or shards (FSDP2, ``sharding.py``).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,15 +15,15 @@ from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
+from torch.nn.parallel import DistributedDataParallel
 
 from dpa.errors import UserError
 from dpa.train.ranks import cpu_only, join_ranks
 from dpa.train.settings import ParallelName, TrainSettings
-from dpa.train.sharding import materialise, shard, unshard
+from dpa.train.sharding import fill_from_main, shard, unshard
 from dpa.train.step import TrainStep
 
 Sharing = Literal["copies", "shards"]
@@ -80,7 +81,6 @@ class Parallel:
             mixed_precision="no",  # the step's own autocast decides, see step.py
             log_with=list(self._trackers) or None,
             project_dir=None if log_dir is None else str(log_dir),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         )
 
     @property
@@ -111,12 +111,13 @@ class Parallel:
         if self.sharing == "shards":
             shard(step, self.device)
             return step
-        if not self.is_main:
-            materialise(step, self.device)  # DDP fills it with rank 0's
-        return cast(nn.Module, self._accelerator.prepare_model(step))
+        if self.world == 1:
+            return cast(nn.Module, self._accelerator.prepare_model(step))
+        fill_from_main(step, self.device)
+        return _copies(step, self.device)
 
     def whole(self, model: nn.Module) -> None:
-        """Puts a trained model together again on rank 0's CPU, if it was sharded; it is of no use on the others then."""
+        """Puts a trained model together again on rank 0's CPU, if it was sharded; on the others it is of no use."""
         if self.sharing == "shards":
             unshard(model, keep=self.is_main)
 
@@ -128,7 +129,7 @@ class Parallel:
         """
         if last or self.sharing == "shards":
             return nullcontext()
-        return cast(AbstractContextManager[None], self._accelerator.no_sync(module))
+        return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over ranks, elementwise."""
@@ -161,3 +162,17 @@ class Parallel:
         for tracker in trackers:
             tracker.finish()
         self._accelerator.trackers = []
+
+
+def _copies(step: TrainStep, device: torch.device) -> nn.Module:
+    """DDP. All ranks hold rank 0's values already: buffers included, which DDP would leave alone."""
+    with warnings.catch_warnings():
+        # torch 2.13 has another name for it, which torch 2.11 does not know
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        return DistributedDataParallel(
+            step,
+            device_ids=None if device.type == "cpu" else [device],
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            init_sync=False,
+        )

@@ -56,10 +56,9 @@ class Ranks:
         """Rank 0's object, on every rank."""
         if self.group is None:
             return value
-        box = [value]
+        box: list[Any] = [value]
         dist.broadcast_object_list(box, src=0, group=self.group)
-        received: T = box[0]
-        return received
+        return cast(T, box[0])
 
     def barrier(self) -> None:
         """Waits for all ranks, however long they take."""
@@ -96,8 +95,8 @@ def raise_everywhere(error: DpaError) -> NoReturn:
 
 
 def cpu_only() -> bool:
-    """Said explicitly to accelerate: without it, under torchrun on a machine without accelerator, no process group would
-    be started, and every rank would believe to be alone."""
+    """Said explicitly to accelerate: without it, under torchrun on a machine without accelerator, no process group
+    would be started, and every rank would believe to be alone."""
     return not torch.accelerator.is_available()
 
 

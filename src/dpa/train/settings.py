@@ -77,7 +77,8 @@ class TrainSettings(Strict):
     deterministic: bool | None = None
     """None: on for the CPU, off elsewhere."""
     timeout_minutes: float = Field(default=30.0, gt=0)
-    """Ranks wait for each other within a step as long as this, then the run ends. (A rank that dies ends it at once.)"""
+    """Ranks wait for each other within a step as long as this, then the run ends. (A rank that dies ends it at
+    once.)"""
     compile: bool = False
     """torch.compile for the LLM's layers. Off until it is shown to pay: compiling takes a while in every stage
     (docs/performance.md). Needs a C++ compiler on a CPU, Triton on CUDA; not with fidelity official."""

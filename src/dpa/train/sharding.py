@@ -69,6 +69,7 @@ def shard(step: TrainStep, device: torch.device) -> None:
         step: on rank 0 with weights, on any device.
         device: this rank's.
     """
+    step.in_shards = True
     mesh = dist.device_mesh.init_device_mesh(device.type, (dist.get_world_size(),))
     low = step.computes_in == torch.bfloat16
     for layer in decoder(step.model).layers:

@@ -175,4 +175,4 @@ def test_states_folder_cannot_be_made(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_format_is_written_down(tmp_path: Path) -> None:
     saved(tmp_path, 3)
     content = json.loads((tmp_path / "states" / "state-00000003" / "state.json").read_text())
-    assert (content["format"], content["step"], content["fingerprint"]) == (1, 3, "f" * 64)
+    assert (content["format"], content["step"], content["fingerprint"]) == (2, 3, "f" * 64)
