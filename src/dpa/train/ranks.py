@@ -8,6 +8,7 @@ of their own whose waits are not: that nobody waits for the dead is the lifeline
 from __future__ import annotations
 
 import atexit
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from accelerate import PartialState
 from dpa.errors import DpaError
 from dpa.launch import Launch, launched
 from dpa.train.lifeline import CONTINUES, Lifeline
-from dpa.train.settings import TrainSettings
+from dpa.train.settings import ParallelName, TrainSettings
 
 T = TypeVar("T")
 
@@ -160,3 +161,26 @@ def all_or_none(settings: TrainSettings) -> Iterator[Ranks]:
 
 def _nothing() -> Any:
     return None
+
+
+_FLAGS = {"ACCELERATE_USE_FSDP": ("fsdp",), "ACCELERATE_USE_DEEPSPEED": ("zero2", "zero3")}
+
+
+def check_launcher(parallel: ParallelName) -> None:
+    """The recipe decides how ranks share the work; ``accelerate launch`` with a configuration may say it, too.
+
+    Its flags are taken out of this process's environment: the sharing is done here, not by accelerate.
+
+    Raises:
+        UserError: the two disagree.
+    """
+    for flag, meant in _FLAGS.items():
+        asked = os.environ.pop(flag, "false").lower() in ("true", "1")
+        if asked and flag == "ACCELERATE_USE_DEEPSPEED":
+            stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+            meant = (f"zero{stage}",)
+        if asked and parallel not in meant:
+            raise UserError(
+                f"accelerate launch was configured for {meant[0]}, the recipe says parallel {parallel}: add "
+                f"parallel={meant[0]} to the command, or take configs/accelerate/{parallel}.yaml"
+            )
