@@ -186,7 +186,8 @@ def load_llm(settings: ModelSettings, *, dtype: torch.dtype, weights: bool = Tru
             llm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=kernel, **shared)
         else:
             with torch.device("meta"):
-                llm = AutoModelForCausalLM.from_config(
+                make: Any = AutoModelForCausalLM
+                llm = make.from_config(
                     config, dtype=dtype, attn_implementation=kernel, trust_remote_code=settings.trust_remote_code
                 )
     except (OSError, ValueError, ImportError) as error:
@@ -246,8 +247,9 @@ def load_tower(settings: ModelSettings, *, dtype: torch.dtype, weights: bool = T
     kind: Any = tower_row(config).model_class
     if not weights:
         with torch.device("meta"):
-            hollow: PreTrainedModel = kind._from_config(config, dtype=dtype, attn_implementation="sdpa")
-        return hollow.requires_grad_(False).eval()
+            hollow = kind._from_config(config, dtype=dtype, attn_implementation="sdpa")
+        shapes: PreTrainedModel = hollow.requires_grad_(False).eval()
+        return shapes
     try:
         tower = kind.from_pretrained(
             resolve_part(settings.vision_tower),

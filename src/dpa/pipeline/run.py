@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -233,7 +233,7 @@ def _run_stage(
         log.info("%s, stage %s: finished before (%s), reused", method, stage, entry.folder.name)
         return entry, True
     with ExitStack() as locked:  # rank 0 holds the lock for all
-        ranks.together(lambda: locked.enter_context(store.lock(entry)) and None if ranks.is_main else None)
+        ranks.together(lambda: locked.enter_context(store.lock(entry) if ranks.is_main else nullcontext()))
         if ranks.from_main(entry.finished()):  # by another process, while we waited
             return entry, True
         state = "continues" if entry.partial.is_dir() else "starts"
@@ -246,7 +246,8 @@ def _run_stage(
             len(data.audit.kept),
             entry.partial,
         )
-        ranks.main_alone(lambda: (store.begin(entry), folder.training(method, entry)))
+        ranks.main_alone(lambda: store.begin(entry))
+        ranks.main_alone(lambda: folder.training(method, entry))
         began = time.monotonic()
         log_dir = folder.of(method) / "logs" / stage
         artefact, manifest = run_stage(StageRun(recipe, method, stage, inputs, data, done, entry, log_dir, ranks))

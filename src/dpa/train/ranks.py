@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
-from dpa.errors import DpaError
+from dpa.errors import DpaError, UserError
 from dpa.launch import Launch, launched
 from dpa.train.lifeline import CONTINUES, Lifeline
 from dpa.train.settings import ParallelName, TrainSettings
@@ -81,7 +81,8 @@ class Ranks:
 
     def main_alone(self, action: Callable[[], T]) -> T:
         """Rank 0 runs it, the others wait; all get its result (picklable) or its error."""
-        return self.from_main(self.together(action if self.is_main else _nothing))
+        result: T = self.from_main(self.together(action if self.is_main else _nothing))
+        return result
 
     def main_first(self, action: Callable[[], T]) -> T:
         """Rank 0 runs it, then the others, who find what rank 0 has left on the disk."""
