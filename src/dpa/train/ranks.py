@@ -173,8 +173,10 @@ def check_launcher(parallel: ParallelName) -> None:
     Its flags are taken out of this process's environment: the sharing is done here, not by accelerate.
 
     Raises:
-        UserError: the two disagree.
+        UserError: the two disagree, or several ranks are to share in a way that there is not.
     """
+    if parallel not in ("ddp", "fsdp") and launched().world > 1:
+        raise UserError(f"parallel {parallel} is not there yet: use parallel=fsdp, which shards the same tensors")
     for flag, meant in _FLAGS.items():
         asked = os.environ.pop(flag, "false").lower() in ("true", "1")
         if asked and flag == "ACCELERATE_USE_DEEPSPEED":
