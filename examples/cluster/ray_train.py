@@ -1,4 +1,4 @@
-"""Ray Train starts the ranks, dpa does the rest: ``python examples/cluster/ray_train.py RECIPE WORKERS [key=value ...]``.
+"""Ray Train starts the ranks, dpa does the rest: ``python ray_train.py RECIPE WORKERS [key=value ...]``.
 
 Needs ``pip install "ray[train]"``. Ray's ``TorchTrainer`` sets torch's variables in each worker, as torchrun does. All
 machines see the recipe, its data and its store on one disk; a restarted run continues from the last saved state.
