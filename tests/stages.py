@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -124,6 +125,12 @@ class Options:
     """Narrow for cmo: a random model is never sure, and weights shall lie between the bounds. None: the objective's."""
     more: Mapping[str, Any] | None = None
     """Further fields of StageSettings."""
+    parallel: str = "ddp"
+    precision: str = "fp32"
+    hollow: bool = False
+    """Ranks but the first start with shapes alone, on the meta device."""
+    document_start: bool = True
+    """The family has a token that may stand before the first text."""
     caches: str | None = None
     """Folder of caches, relative to the job's own; None: none is used."""
     cached: Sequence[str] = ("text",)
@@ -140,7 +147,10 @@ def tiny_model(options: Options) -> nn.Module:
             config = LoraConfig(r=4, lora_alpha=8, lora_dropout=options.dropout, target_modules="all-linear")
             model = get_peft_model(llm, config)
     set_trainable(model, options.stage)  # type: ignore[arg-type]
-    return model
+    if options.precision == "bf16":
+        for value in model.parameters():
+            value.data = value.data if value.requires_grad else value.data.to(torch.bfloat16)
+    return model.to("meta") if options.hollow and os.environ.get("RANK", "0") != "0" else model
 
 
 def tiny_reference(options: Options) -> nn.Module:
@@ -180,13 +190,14 @@ def tiny_job(work: Path, options: Options, *, on_step: Sequence[Callable[[Mappin
         model=tiny_model(options),
         step=step_settings(settings, objective_name=objective, fidelity=options.fidelity),  # type: ignore[arg-type]
         settings=settings,
-        train=TrainSettings(trackers=(), threads=1, precision="fp32"),
+        train=TrainSettings(trackers=(), threads=1, precision=options.precision),  # type: ignore[arg-type]
+        parallel=options.parallel,  # type: ignore[arg-type]
         seed=options.seed,
         batches=StageBatches(
             data=data,  # type: ignore[arg-type]
             lengths=[len(item.encoded.input_ids) for item in items],
             has_image=[item.pixel_values is not None for item in items],
-            rules=RULES,
+            rules=RULES if options.document_start else replace(RULES, document_start_id=None),
             settings=settings,
             seed=options.seed,
             workers=options.workers,
@@ -214,7 +225,8 @@ class Trained:
 def run(work: Path, options: Options, **more: Any) -> Trained:
     job = tiny_job(work, options, **more)
     result = train_stage(job)
-    weights = {name: value.detach().clone() for name, value in job.trained().items()}
+    # of shards, rank 0 alone has the whole at the end
+    weights = {name: value.detach().clone() for name, value in job.trained().items() if not value.is_meta}
     return Trained(result=result, rows=untimed(read_metrics(job.metrics)), weights=weights)
 
 

@@ -10,6 +10,8 @@ class DpaError(Exception):
     """Anything that dpa raises on purpose. Exit code 1: the run failed, the input may be fine."""
 
     exit_code = 1
+    everywhere = False
+    """Every rank raises it: it is enough that one prints it."""
 
 
 class UserError(DpaError, ValueError):

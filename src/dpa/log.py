@@ -14,10 +14,17 @@ def get_logger(name: str = _NAME) -> logging.Logger:
     return logging.getLogger(name)
 
 
-def setup_logging(*, quiet: bool = False) -> None:
-    """Plain lines on stderr; called by the command line only, so a program that imports dpa keeps its own logging."""
+def setup_logging(*, quiet: bool = False, silent: bool = False) -> None:
+    """Plain lines on stderr; called by the command line only, so a program that imports dpa keeps its own logging.
+
+    Args:
+        quiet: warnings only.
+        silent: nothing at all, of libraries neither: another rank speaks.
+    """
     logger = logging.getLogger(_NAME)
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.setLevel(logging.CRITICAL if silent else logging.WARNING if quiet else logging.INFO)
+    if silent:
+        warnings.filterwarnings("ignore")
     logger.propagate = False
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)

@@ -18,11 +18,10 @@ from dpa.errors import RecipeError
 from dpa.evaluate.settings import EvaluateSettings
 from dpa.models.settings import LoraSettings, ModelSettings
 from dpa.settings import Strict
-from dpa.train.settings import ObjectiveName, StageSettings, TrainSettings
+from dpa.train.settings import ObjectiveName, ParallelName, StageSettings, TrainSettings
 
 MethodName = Literal["vanilla", "cal", "pmo", "cmo", "dpa"]
 StageName = Literal["proxy", "pretrain", "finetune"]
-ParallelName = Literal["ddp", "fsdp", "zero2", "zero3"]
 STAGES: tuple[StageName, ...] = ("proxy", "pretrain", "finetune")
 
 
@@ -97,7 +96,8 @@ class Recipe(Strict):
     fidelity: Literal["exact", "official"] = "exact"
     """``official`` reproduces the reference implementation to the letter (method.md, table of deviations)."""
     parallel: ParallelName = "ddp"
-    """How ranks share the work: whole copies, FSDP2 shards, DeepSpeed ZeRO. Results are equal up to rounding."""
+    """How ranks share the work: whole copies or FSDP2 shards; results are equal up to rounding. DeepSpeed's ZeRO is
+    planned with, and refused when several ranks start."""
     gpus: int | None = Field(default=None, ge=1)
     """Ranks that the run is meant for; ``dpa plan`` counts with it. None: as many as the launcher starts."""
     output: Path = Path("runs")

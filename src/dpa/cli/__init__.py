@@ -5,6 +5,7 @@ A module per group of commands; each has ``add_to(app)``.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from dpa.cli import (
     training,
 )
 from dpa.errors import DpaError, UserError
+from dpa.launch import launched
 from dpa.log import setup_logging
 
 app = typer.Typer(
@@ -33,6 +35,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
@@ -40,6 +43,8 @@ def _root(
 
         typer.echo(f"dpa {version_of('dpa')}")
         raise typer.Exit
+    if context.invoked_subcommand != "run" and launched().world > 1:
+        raise UserError(f"dpa {context.invoked_subcommand} works in one process: start it without a launcher")
 
 
 GROUPS = (
@@ -58,6 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: exit code 0, 1 (the run failed), 2 (the user's input is wrong), 130 (interrupted)."""
     setup_logging(quiet="--json" in (sys.argv[1:] if arguments is None else arguments))
     try:
+        if not launched().speaks:
+            setup_logging(silent=True)
         app(args=arguments)
     except UserError as error:
         _fail(f"dpa: {error}", error.exit_code)
@@ -68,5 +75,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(message, err=True)
+    if os.environ.get("RANK", "0") == "0":  # one rank speaks
+        typer.echo(message, err=True)
     raise SystemExit(code)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dpa.cli.output import Json, emit
+from dpa.launch import launched
 from dpa.log import quiet_libraries
 
 
@@ -34,6 +35,8 @@ def run_command(
         emit(plan.to_dict()) if as_json else typer.echo(plan.text())
         return
     result = run(loaded, until=until)
+    if not launched().speaks:
+        return
     emit(result.summary) if as_json else typer.echo(result.text())
 
 

@@ -81,24 +81,29 @@ def save_checkpoint(
     _publish(temporary, folder)
 
 
-def load_checkpoint(folder: Path, *, dtype: torch.dtype | None = None, attention: str = "auto") -> Vlm:
+def load_checkpoint(
+    folder: Path, *, dtype: torch.dtype | None = None, attention: str = "auto", weights: bool = True
+) -> Vlm:
     """Reads what ``save_checkpoint`` wrote (or another LLaVA of a known family), on the CPU, in evaluation mode.
 
     Args:
         dtype: of all weights; None: as stored.
         attention: kernel of the LLM; ``auto``: the family's.
+        weights: False: shapes alone, on the meta device and in ``dtype``, for a rank that gets rank 0's weights.
 
     Raises:
         ModelError: no LLaVA checkpoint, or of an unknown family or tower.
     """
     opened = open_checkpoint(folder)
     kernels = {"": "eager", "text_config": opened.family.attention if attention == "auto" else attention}
-    model = classes_of(opened.config)[1].from_pretrained(
-        folder,
-        config=opened.config,
-        dtype="auto" if dtype is None else dtype,
-        attn_implementation={**kernels, "vision_config": "sdpa"},
-    )
+    shared: dict[str, Any] = {"attn_implementation": {**kernels, "vision_config": "sdpa"}}
+    make = classes_of(opened.config)[1]
+    if weights:
+        wanted = "auto" if dtype is None else dtype
+        model = make.from_pretrained(folder, config=opened.config, dtype=wanted, **shared)
+    else:
+        with torch.device("meta"):
+            model = make._from_config(opened.config, dtype=dtype, **shared)
     tokenizer, rules = opened.tokenizer, opened.rules
     processor = make_processor(opened.image_processor, tokenizer, rules, opened.config.vision_config)
     model.generation_config = generation_config(tokenizer, rules)

@@ -183,12 +183,13 @@ def _has_file(source: str, name: str, revision: str | None) -> bool:
     return cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False) is not None
 
 
-def load_llm(settings: ModelSettings, *, dtype: torch.dtype) -> PreTrainedModel:
+def load_llm(settings: ModelSettings, *, dtype: torch.dtype, weights: bool = True) -> PreTrainedModel:
     """The LLM with its head, on the CPU, in evaluation mode.
 
     Args:
         settings: names the LLM and its attention kernel (``auto`` is the family's).
         dtype: of all weights.
+        weights: False: shapes alone, on the meta device, for a rank that gets rank 0's weights.
 
     Raises:
         ModelError: it cannot be loaded, belongs to no known family, or is cut out for more than LLaVA's head can do.
@@ -201,9 +202,16 @@ def load_llm(settings: ModelSettings, *, dtype: torch.dtype) -> PreTrainedModel:
         raise _cannot_load("LLM", settings.llm, error) from None
     family = family_of(config, load_tokenizer(settings))
     try:
-        llm: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, attn_implementation=attention_of(settings, family), **shared
-        )
+        kernel = attention_of(settings, family)
+        llm: Any
+        if weights:
+            llm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=kernel, **shared)
+        else:
+            with torch.device("meta"):
+                make: Any = AutoModelForCausalLM
+                llm = make.from_config(
+                    config, dtype=dtype, attn_implementation=kernel, trust_remote_code=settings.trust_remote_code
+                )
     except (OSError, ValueError, ImportError) as error:
         raise _cannot_load("LLM", settings.llm, error) from None
     head = llm.get_output_embeddings()
@@ -249,14 +257,21 @@ def tower_config(settings: ModelSettings) -> PreTrainedConfig:
     return config
 
 
-def load_tower(settings: ModelSettings, *, dtype: torch.dtype) -> PreTrainedModel:
+def load_tower(settings: ModelSettings, *, dtype: torch.dtype, weights: bool = True) -> PreTrainedModel:
     """The vision tower, frozen, on the CPU, in evaluation mode. Of a CLIP or SigLIP folder its vision part.
+
+    ``weights``: see :func:`load_llm`.
 
     Raises:
         ModelError: it cannot be loaded, or the tower table has no row for it.
     """
     config = tower_config(settings)
     kind: Any = tower_row(config).model_class
+    if not weights:
+        with torch.device("meta"):
+            hollow = kind._from_config(config, dtype=dtype, attn_implementation="sdpa")
+        shapes: PreTrainedModel = hollow.requires_grad_(False).eval()
+        return shapes
     try:
         tower = kind.from_pretrained(
             resolve_part(settings.vision_tower),

@@ -91,6 +91,7 @@ def build_vlm(
     tower_dtype: torch.dtype | None = None,
     seed: int = 0,
     image_mode: ImageMode = "pad",
+    weights: bool = True,
 ) -> Vlm:
     """Joins LLM, connector and tower, on the CPU, in evaluation mode.
 
@@ -102,21 +103,24 @@ def build_vlm(
         tower_dtype: of the tower; None: ``dtype``.
         seed: of the connector's first weights, whatever torch's global generator holds.
         image_mode: of the processor that is saved with it.
+        weights: False: shapes alone, on the meta device, for a rank that gets rank 0's weights.
 
     Raises:
         ModelError: a part cannot be loaded, the connector's shapes do not fit, or the adapter is another LLM's.
     """
     tokenizer = load_tokenizer(settings)
-    llm = load_llm(settings, dtype=dtype)
-    if adapter is not None:
+    llm = load_llm(settings, dtype=dtype, weights=weights)
+    if adapter is not None and weights:
         merge_adapter(llm, adapter, base_digest=digest_of_part(resolve_part(settings.llm), settings.llm_revision))
-    tower = load_tower(settings, dtype=dtype if tower_dtype is None else tower_dtype)
+    tower = load_tower(settings, dtype=dtype if tower_dtype is None else tower_dtype, weights=weights)
     family = family_of(llm.config, tokenizer)
     rules = text_rules(family, tokenizer, tokens_per_image(settings.connector, tower.config))
     grow_vocabulary(llm, rules.image_token_id + 1)
-    model = _join(llm, tower, settings, rules)
+    model = _join(llm, tower, settings, rules, weights=weights)
     start = connector if connector is not None else settings.connector_from
-    if start is None:
+    if not weights:
+        pass
+    elif start is None:
         draw_connector(model.model.multi_modal_projector, settings.connector, seed)
     else:
         _load_connector(model, start)
@@ -141,7 +145,7 @@ def generation_config(tokenizer: Any, rules: TextRules) -> GenerationConfig:
     )
 
 
-def _join(llm: Any, tower: Any, settings: ModelSettings, rules: TextRules) -> MultimodalModel:
+def _join(llm: Any, tower: Any, settings: ModelSettings, rules: TextRules, *, weights: bool) -> MultimodalModel:
     """One model that owns the very modules of ``llm`` and ``tower``: no weight is copied, tied ones stay tied.
 
     The connector is left uninitialised, in float32.
@@ -159,9 +163,9 @@ def _join(llm: Any, tower: Any, settings: ModelSettings, rules: TextRules) -> Mu
     model.model.language_model = llm.base_model
     model.model.vision_tower = tower
     model.lm_head = llm.get_output_embeddings()
-    model.model.multi_modal_projector.to_empty(device="cpu").float()
+    model.model.multi_modal_projector.to_empty(device="cpu" if weights else "meta").float()
     model.config.dtype = llm.dtype
-    left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    left = [name for name, tensor in model.state_dict().items() if tensor.is_meta and weights]
     assert not left, f"parts without weights: {left}"
     return model
 

@@ -122,6 +122,10 @@ class Inputs:
             return None
         return self._digests.folder(path, suffixes=_MODEL_FILES) if path.is_dir() else self._digests.file(path)
 
+    def digest(self) -> None:
+        """Computes all digests, so that whoever comes later finds them in the cache."""
+        _ = self.llm, self.tower, self.connector_from
+
     def check_connector(self) -> None:
         """Reads the connector that stage 2 starts from and compares its shapes with those of tower and LLM.
 

@@ -7,8 +7,11 @@ half-finished one is continued, so methods share what they can and a changed set
 from __future__ import annotations
 
 import os
+import secrets
 import time
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,12 @@ from dpa.pipeline.inputs import Inputs, StageInput, settings_of, store_of
 from dpa.pipeline.stages import StageRun, run_stage, stage_inputs
 from dpa.recipe import METHODS, STAGES, MethodName, Recipe, StageName
 from dpa.store import Entry, Store
+from dpa.train.ranks import Ranks, all_or_none, check_launcher, raise_everywhere
 from dpa.train.step import step_settings, wants_text_cache
 
 log = get_logger(__name__)
+
+_DISK_SECONDS = 60.0
 
 Entries = dict[MethodName, dict[StageName, Entry]]
 
@@ -109,31 +115,38 @@ def run(recipe: Recipe, *, until: str | None = None) -> RunResult:
         DpaError: training failed; what is finished stays and the same call continues.
     """
     stages = stages_of(recipe, until)
-    _one_process()
-    folder = RunFolder(recipe)
-    folder.prepare()
-    store = store_of(recipe)
-    inputs = Inputs(recipe, store)
-    _check(recipe, inputs, stages)
-    entries: Entries = {}
-    for method in recipe.methods:
-        entries[method] = {}
-        for stage in stages:
-            if stage == "proxy" and not METHODS[method].proxy:
-                continue
-            entry, reused = _run_stage(recipe, method, stage, inputs, entries[method], store, folder)
-            entries[method][stage] = entry
-            folder.stage_done(method, stage, entry, reused=reused)
-        folder.write_metrics(method, entries[method])
+    check_launcher(recipe.parallel)
+    with all_or_none(recipe.train) as ranks:
+        folder = RunFolder(recipe)
+        ranks.main_alone(folder.prepare)
+        if recipe.gpus not in (None, ranks.world) and ranks.world > 1 and ranks.is_main:
+            log.warning("the recipe says gpus %s, the launcher has started %d ranks", recipe.gpus, ranks.world)
+        store, inputs = ranks.main_first(lambda: _checked(recipe, stages))
+        _one_disk(store, ranks)
+        entries: Entries = {}
+        for method in recipe.methods:
+            entries[method] = {}
+            for stage in stages:
+                if stage == "proxy" and not METHODS[method].proxy:
+                    continue
+                entry, reused = _run_stage(recipe, method, stage, inputs, entries[method], store, folder, ranks)
+                entries[method][stage] = entry
+                ranks.main_alone(partial(folder.stage_done, method, stage, entry, reused=reused))
+            ranks.main_alone(partial(folder.write_metrics, method, entries[method]))
+        ranks.main_alone(lambda: _finish(recipe, folder, entries, evaluates="finetune" in stages))
+        return RunResult(folder=folder.path, summary=ranks.from_main(folder.summary))
+
+
+def _finish(recipe: Recipe, folder: RunFolder, entries: Entries, *, evaluates: bool) -> None:
+    """Manifest, evaluation, report: rank 0's work."""
     folder.write_manifest(entries)
-    if "finetune" in stages and recipe.evaluate.benchmarks:
+    if evaluates and recipe.evaluate.benchmarks:
         for method in recipe.methods:
             folder.summary["methods"][method]["evaluation"] = evaluate_method(recipe, method, folder.of(method))
             folder.write_summary()
         write_samples(recipe, folder)
     folder.write_summary()
     _report(folder)
-    return RunResult(folder=folder.path, summary=folder.summary)
 
 
 def dry_run(recipe: Recipe, *, until: str | None = None) -> Plan:
@@ -171,13 +184,31 @@ def dry_run(recipe: Recipe, *, until: str | None = None) -> Plan:
     return Plan(rows)
 
 
-def _one_process() -> None:
-    ranks = os.environ.get("WORLD_SIZE", "1")
-    if ranks != "1":
-        raise UserError(
-            f"dpa run was started by a launcher with {ranks} processes; the pipeline works with one so far (only the "
-            "training loop below it knows several): start it without torchrun or accelerate launch"
+def _checked(recipe: Recipe, stages: tuple[StageName, ...]) -> tuple[Store, Inputs]:
+    """Rank 0 reads, checks and digests; the other ranks find its caches."""
+    store = store_of(recipe)
+    inputs = Inputs(recipe, store)
+    _check(recipe, inputs, stages)
+    inputs.digest()
+    return store, inputs
+
+
+def _one_disk(store: Store, ranks: Ranks) -> None:
+    """Raises UserError on all ranks if one of them sees another store than rank 0."""
+    sign = store.root / ".cache" / f"ranks-{os.getpid()}-{secrets.token_hex(4)}"
+    ranks.main_alone(sign.touch)
+    sign = ranks.from_main(sign)
+    deadline = time.monotonic() + _DISK_SECONDS
+    while not sign.exists() and time.monotonic() < deadline:  # network disks show new files late
+        time.sleep(0.5)
+    blind = [str(rank) for rank, seen in enumerate(ranks.gather(sign.exists())) if not seen]
+    ranks.main_alone(lambda: sign.unlink(missing_ok=True))
+    if blind:
+        error = UserError(
+            f"rank {', '.join(blind)} does not see the store of rank 0, {store.root}: all machines need one shared "
+            "disk there (recipe: store, or DPA_STORE)"
         )
+        raise_everywhere(error)
 
 
 def _check(recipe: Recipe, inputs: Inputs, stages: tuple[StageName, ...]) -> None:
@@ -210,14 +241,17 @@ def _run_stage(
     done: dict[StageName, Entry],
     store: Store,
     folder: RunFolder,
+    ranks: Ranks,
 ) -> tuple[Entry, bool]:
     data: StageInput = inputs.stage(stage)
     entry = store.entry(stage, stage_inputs(recipe, method, stage, inputs, data, done))
-    if entry.finished():
+    _same_key(entry, ranks)
+    if ranks.from_main(entry.finished()):
         log.info("%s, stage %s: finished before (%s), reused", method, stage, entry.folder.name)
         return entry, True
-    with store.lock(entry):
-        if entry.finished():  # by another process, while we waited
+    with ExitStack() as locked:  # rank 0 holds the lock for all
+        ranks.together(lambda: locked.enter_context(store.lock(entry) if ranks.is_main else nullcontext()))
+        if ranks.from_main(entry.finished()):  # by another process, while we waited
             return entry, True
         state = "continues" if entry.partial.is_dir() else "starts"
         log.info(
@@ -229,14 +263,26 @@ def _run_stage(
             len(data.audit.kept),
             entry.partial,
         )
-        store.begin(entry)
-        folder.training(method, entry)
+        ranks.main_alone(lambda: store.begin(entry))
+        ranks.main_alone(lambda: folder.training(method, entry))
         began = time.monotonic()
         log_dir = folder.of(method) / "logs" / stage
-        artefact, manifest = run_stage(StageRun(recipe, method, stage, inputs, data, done, entry, log_dir))
+        artefact, manifest = run_stage(StageRun(recipe, method, stage, inputs, data, done, entry, log_dir, ranks))
+        manifest["ranks"] = {"world": ranks.world, "parallel": recipe.parallel}
         manifest["summary"]["wall_seconds"] = round(time.monotonic() - began, 3)
-        store.finish(entry, artefact, manifest)
+        ranks.main_alone(lambda: store.finish(entry, artefact, manifest))
     return entry, False
+
+
+def _same_key(entry: Entry, ranks: Ranks) -> None:
+    keys = ranks.gather(entry.key)
+    other = [str(rank) for rank, key in enumerate(keys) if key != keys[0]]
+    if other:
+        error = UserError(
+            f"stage {entry.stage}: rank {', '.join(other)} reads other files than rank 0 (models or data of the same "
+            "name with another content): copy them anew, or give a shared disk's"
+        )
+        raise_everywhere(error)
 
 
 def _report(folder: RunFolder) -> None:

@@ -28,9 +28,10 @@ from dpa.pipeline.folder import ARTEFACTS, versions
 from dpa.pipeline.inputs import Inputs, StageInput, settings_of
 from dpa.recipe import MethodName, Recipe, StageName
 from dpa.store import Entry, disk_errors
-from dpa.train.job import Caches, StageJob
+from dpa.train.job import Caches, StageJob, StageResult
 from dpa.train.loop import train_stage
 from dpa.train.parallel import compute_dtype
+from dpa.train.ranks import Ranks
 from dpa.train.settings import StageSettings
 from dpa.train.step import packs, step_settings, wants_text_cache
 
@@ -55,6 +56,7 @@ class StageRun:
     """Earlier stages of this method."""
     entry: Entry
     log_dir: Path
+    ranks: Ranks
 
     @property
     def settings(self) -> StageSettings:
@@ -65,6 +67,11 @@ class StageRun:
     def frozen_dtype(self) -> torch.dtype:
         """Of weights that are not trained."""
         return compute_dtype(self.recipe.train)
+
+    @property
+    def weights(self) -> bool:
+        """Rank 0 reads models' files; the others get their weights from it."""
+        return self.ranks.is_main
 
     def artefact_of(self, stage: StageName) -> Path | None:
         """What an earlier stage left; None where the method has no such stage."""
@@ -175,9 +182,9 @@ def _caches(run: StageRun) -> Caches:
 
 
 def run_stage(run: StageRun) -> tuple[Path, dict[str, Any]]:
-    """Joins, trains, keeps. Returns the folder to publish and the manifest's content."""
-    row = STAGE_TABLE[run.stage]
-    made = row.join(run)
+    """Joins, trains, keeps; all ranks call it. Returns the folder to publish and the manifest's content."""
+    row, ranks = STAGE_TABLE[run.stage], run.ranks
+    made = ranks.together(lambda: row.join(run))
     trainable = set_trainable(made.model, run.stage)
     log.info("%s", trainable)
     job = StageJob(
@@ -188,22 +195,19 @@ def run_stage(run: StageRun) -> tuple[Path, dict[str, Any]]:
         ),
         settings=run.settings,
         train=run.recipe.train,
+        parallel=run.recipe.parallel,
         seed=run.recipe.seed,
         batches=run.data.batches(run.recipe, run.settings, run.inputs.rules),
-        reference=_reference(run),
+        reference=ranks.together(lambda: _reference(run)),
         caches=_caches(run),
         work=run.entry.partial,
         fingerprint=run.entry.key,
         log_dir=run.log_dir,
     )
-    proof = row.prove(run, made)
+    proof = ranks.main_alone(lambda: row.prove(run, made))
     result = train_stage(job)
     artefact = run.entry.partial / "artefact"
-    with disk_errors(artefact):
-        shutil.rmtree(artefact, ignore_errors=True)
-        artefact.mkdir()
-        kept = row.keep(run, made, artefact)
-        shutil.copyfile(result.metrics, artefact / "metrics.jsonl")
+    kept = ranks.main_alone(lambda: _keep(run, made, result, artefact))
     manifest = {
         "method": run.method,
         "summary": result.summary(),
@@ -216,16 +220,30 @@ def run_stage(run: StageRun) -> tuple[Path, dict[str, Any]]:
     return artefact, manifest
 
 
+def _keep(run: StageRun, made: Made, result: StageResult, artefact: Path) -> dict[str, Any]:
+    with disk_errors(artefact):
+        shutil.rmtree(artefact, ignore_errors=True)
+        artefact.mkdir()
+        kept = STAGE_TABLE[run.stage].keep(run, made, artefact)
+        shutil.copyfile(result.metrics, artefact / "metrics.jsonl")
+    return kept
+
+
 def _reference(run: StageRun) -> nn.Module | None:
     """For objective ``prior``: the LLM that the stage starts from, frozen. Stage 2: the proxy where there is one."""
     if run.recipe.objective(run.method, run.stage) != "prior":
         return None
     if run.inputs.start is not None:
-        start = load_checkpoint(run.inputs.start.folder, dtype=run.frozen_dtype, attention=run.recipe.model.attention)
+        start = load_checkpoint(
+            run.inputs.start.folder,
+            dtype=run.frozen_dtype,
+            attention=run.recipe.model.attention,
+            weights=run.weights,
+        )
         return start.model.requires_grad_(False)
-    llm = load_llm(run.recipe.model, dtype=run.frozen_dtype)
+    llm = load_llm(run.recipe.model, dtype=run.frozen_dtype, weights=run.weights)
     adapter = run.artefact_of("proxy") if run.stage == "pretrain" else None
-    if adapter is not None:
+    if adapter is not None and run.weights:
         merge_adapter(llm, adapter, base_digest=_llm_files(run))
     llm.requires_grad_(False)
     return nn.Module.eval(llm)
@@ -270,7 +288,7 @@ def _original_digest(run: StageRun, made: Made) -> str:
 
 def _join_proxy(run: StageRun) -> Made:
     recipe = run.recipe
-    llm = load_llm(recipe.model, dtype=run.frozen_dtype)
+    llm = load_llm(recipe.model, dtype=run.frozen_dtype, weights=run.weights)
     return Made(attach_lora(llm, recipe.stages.proxy.lora, seed=recipe.seed), None)
 
 
@@ -288,6 +306,7 @@ def _join_pretrain(run: StageRun) -> Made:
         dtype=run.frozen_dtype,
         seed=run.recipe.seed,
         image_mode=run.settings.image_mode,
+        weights=run.weights,
     )
     return Made(vlm.model, vlm)
 
@@ -312,13 +331,14 @@ def _join_finetune(run: StageRun) -> Made:
         tower_dtype=run.frozen_dtype,
         seed=run.recipe.seed,
         image_mode=run.settings.image_mode,
+        weights=run.weights,
     )
     return Made(vlm.model, vlm)
 
 
 def _join_whole(run: StageRun, folder: Path) -> Made:
     """A whole checkpoint, trained on: fp32 weights, the tower in the compute dtype, this stage's image mode."""
-    vlm = load_checkpoint(folder, dtype=torch.float32, attention=run.recipe.model.attention)
+    vlm = load_checkpoint(folder, dtype=torch.float32, attention=run.recipe.model.attention, weights=run.weights)
     vlm.model.model.vision_tower.to(run.frozen_dtype)
     vlm.processor.image_processor = run.inputs.image_processor(run.settings)
     return Made(vlm.model, vlm)

@@ -38,7 +38,7 @@ def run_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2, tim
     Raises:
         ProcessError: see there.
     """
-    port = _free_port()
+    port = free_port()
     started = [_start(_rank_environment(rank, ranks, port), function, arguments) for rank in range(ranks)]
     deadline = time.monotonic() + timeout
     try:
@@ -158,7 +158,8 @@ def _rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

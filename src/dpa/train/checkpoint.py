@@ -1,7 +1,8 @@
 """Saved states of a stage in progress: written whole or not at all, checked before they are used.
 
 ``state-STEP/`` holds ``tensors.safetensors`` (trained parameters, optimizer moments, generators), ``state.json`` (all
-else) and ``digests.json`` over both. No pickle anywhere.
+else) and ``digests.json`` over both. Where ranks have shards, each writes its own into a further file
+(``shard_files.py``). No pickle anywhere.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dpa.errors import CheckpointError
@@ -27,8 +28,10 @@ from dpa.store import fsync_folder, write_json
 
 log = get_logger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 _TENSORS, _JSON, _DIGESTS = "tensors.safetensors", "state.json", "digests.json"
+SHARDS = "shard-*.safetensors"
+"""Pattern of the names that torch gives to the ranks' own files."""
 _NAME = re.compile(r"state-(\d{8,})")
 
 
@@ -38,11 +41,26 @@ class SavedState:
 
     step: int
     """Optimizer steps done."""
-    tensors: dict[str, Tensor]
-    """On the CPU."""
     values: dict[str, Any]
     """JSON-able."""
     path: Path
+
+    @property
+    def is_sharded(self) -> bool:
+        """Some tensors lie in shards, in files of their own."""
+        return any(self.path.glob(SHARDS))
+
+    @contextmanager
+    def tensors(self) -> Iterator[Callable[[str], Tensor]]:
+        """Name -> tensor on the CPU, read when asked for; shards are not among them."""
+        with safe_open(self.path / _TENSORS, framework="pt") as file:
+            yield file.get_tensor
+
+    @property
+    def names(self) -> list[str]:
+        """What :meth:`tensors` knows."""
+        with safe_open(self.path / _TENSORS, framework="pt") as file:
+            return list(file.keys())
 
 
 class StateStore:
@@ -68,28 +86,58 @@ class StateStore:
         Returns:
             Whether the state was saved.
         """
-        final = self._folder / f"state-{step:08d}"
-        unfinished = final.with_name(final.name + ".tmp")
+        return self.begin(step) is not None and self.finish(step, tensors, values)
+
+    def begin(self, step: int) -> Path | None:
+        """A folder for the shards of a state; None, with a warning: there cannot be one."""
+        unfinished = self._unfinished(step)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._write(unfinished, step, tensors, values)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+        except OSError as error:
+            self.give_up(step, error.strerror or str(error))
+            return None
+        return unfinished
+
+    def finish(
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        values: Mapping[str, Any],
+        shards: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Completes and publishes what :meth:`begin` began.
+
+        Args:
+            shards: file name -> sha256 of what other ranks have written into the folder.
+        """
+        unfinished = self._unfinished(step)
+        final = unfinished.with_suffix("")
+        try:
+            self._write(unfinished, step, tensors, values, shards or {})
             if final.exists():
                 shutil.rmtree(final)
             os.replace(unfinished, final)
             fsync_folder(self._folder)
         except OSError as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            before = self.newest()
-            log.warning(
-                "step %d: the state could not be saved (%s: %s); training goes on, a restart would continue from %s",
-                step,
-                final,
-                error.strerror or error,
-                "the beginning" if before is None else before,
-            )
+            self.give_up(step, error.strerror or str(error))
             return False
         self._prune()
         return True
+
+    def give_up(self, step: int, problem: str) -> None:
+        """Removes an unfinished state and says so."""
+        unfinished = self._unfinished(step)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        before = self.newest()
+        log.warning(
+            "step %d: the state could not be saved (%s: %s); training goes on, a restart would continue from %s",
+            step,
+            unfinished.with_suffix(""),
+            problem,
+            "the beginning" if before is None else before,
+        )
 
     def newest(self) -> Path | None:
         """The newest state's folder, unchecked."""
@@ -123,17 +171,26 @@ class StateStore:
                 f"{content['format']}; this one has {self._fingerprint[:12]}, {FORMAT}): remove {self._folder} "
                 "to start this stage from the beginning"
             )
-        return SavedState(step=step, tensors=load_file(path / _TENSORS), values=content["values"], path=path)
+        return SavedState(step=step, values=content["values"], path=path)
 
-    def _write(self, folder: Path, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+    def _unfinished(self, step: int) -> Path:
+        return self._folder / f"state-{step:08d}.tmp"
+
+    def _write(
+        self,
+        folder: Path,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        values: Mapping[str, Any],
+        shards: Mapping[str, str],
+    ) -> None:
         with _as_os_error(folder):
             save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, folder / _TENSORS)
         _fsync(folder / _TENSORS)
         content = {"format": FORMAT, "fingerprint": self._fingerprint, "step": step, "values": dict(values)}
         write_json(folder / _JSON, content)
-        write_json(folder / _DIGESTS, _digests(folder))
+        own = {name: file_digest(folder / name) for name in (_TENSORS, _JSON)}
+        write_json(folder / _DIGESTS, own | dict(shards))
         fsync_folder(folder)
 
     def _states(self) -> Iterator[tuple[int, Path]]:
@@ -167,19 +224,20 @@ def _problem(path: Path) -> str | None:
     """What is wrong with a state; None: nothing."""
     try:
         noted = json.loads((path / _DIGESTS).read_text(encoding="utf-8"))
-        found = _digests(path)
+        names = {_TENSORS, _JSON, *(file.name for file in path.glob(SHARDS))}
+        found = {name: file_digest(path / name) for name in names}
     except (OSError, ValueError) as error:
         return f"unreadable: {error}"
-    wrong = sorted(name for name in found if noted.get(name) != found[name]) if isinstance(noted, dict) else [_DIGESTS]
+    if not isinstance(noted, dict):
+        noted = {}
+    wrong = sorted(name for name in found | noted if noted.get(name) != found.get(name))
     return f"{', '.join(wrong)}: content differs from what was written" if wrong else None
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    digests = {}
-    for name in (_TENSORS, _JSON):
-        with open(folder / name, "rb") as file:
-            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from dpa.train.compiled import uncompiled
 from dpa.train.step import TrainStep
@@ -22,37 +23,41 @@ _SHOWN_IDS = 8
 
 
 def find_non_finite(step: TrainStep, batches: Sequence[tuple[Batch, float | None]], device: torch.device) -> str | None:
-    """Names samples and module.
+    """Names samples and module. Where weights are sharded, all ranks call it, with as many micro-batches each.
 
     Args:
-        step: the unwrapped module; no other rank is talked to.
+        step: the unwrapped module.
         batches: this rank's micro-batches with the weight that their text-only tokens had.
         device: of the module.
 
     Returns:
         None where every micro-batch alone is fine on this rank.
     """
-    bad = _bad_parameter(step)
+    bad, first = _bad_parameter(step), None
     for batch, text_weight in batches:
+        # Each is tried, whatever was found: a rank that stopped would leave the others waiting for its shards.
         step.zero_grad(set_to_none=True)
         with uncompiled(step), _watched(step) as found:
             output = step(batch.to(device), text_weight)
-            if not bool(output.loss_sum.isfinite()):
-                what = found.output or "the loss (all modules' outputs are finite)"
-                return _describe(batch, f"first non-finite output: {what}", bad)
+            lost = not bool(output.loss_sum.isfinite())
             torch.autograd.backward(output.loss_sum)
-        if found.gradient is not None:
-            return _describe(batch, f"first non-finite gradient: at the output of {found.gradient}", bad)
-        parameter = _bad_gradient(step)
-        if parameter is not None:
-            return _describe(batch, f"first non-finite gradient: of parameter {parameter}", bad)
+        what = found.what(lost, _bad_gradient(step))
+        first = first or (_describe(batch, what, bad) if what else None)
     step.zero_grad(set_to_none=True)
-    return f"parameter {bad} is not finite" if bad else None
+    return first or (f"parameter {bad} is not finite" if bad else None)
 
 
 class _Found:
     output: str | None = None
     gradient: str | None = None
+
+    def what(self, lost: bool, parameter: str | None) -> str | None:
+        """The first thing that went wrong, in words; ``lost``: the loss is not finite."""
+        if lost:
+            return "first non-finite output: " + (self.output or "the loss (all modules' outputs are finite)")
+        if self.gradient is not None:
+            return f"first non-finite gradient: at the output of {self.gradient}"
+        return None if parameter is None else f"first non-finite gradient: of parameter {parameter}"
 
 
 @contextmanager
@@ -97,12 +102,17 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _bad_parameter(step: TrainStep) -> str | None:
-    return next((name for name, value in step.model.named_parameters() if not bool(value.isfinite().all())), None)
+    return next((name for name, value in step.model.named_parameters() if not _finite(value)), None)
 
 
 def _bad_gradient(step: TrainStep) -> str | None:
     gradients = ((name, value.grad) for name, value in step.model.named_parameters())
-    return next((name for name, grad in gradients if grad is not None and not bool(grad.isfinite().all())), None)
+    return next((name for name, grad in gradients if grad is not None and not _finite(grad)), None)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Of this rank's share, without talking to the others."""
+    return bool((tensor.to_local() if isinstance(tensor, DTensor) else tensor).isfinite().all())
 
 
 def _describe(batch: Batch, what: str, parameter: str | None) -> str:

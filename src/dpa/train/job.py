@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 from dpa.train.batches import BatchSource
 from dpa.train.progress import ProgressSink
-from dpa.train.settings import StageSettings, TrainSettings
+from dpa.train.settings import ParallelName, StageSettings, TrainSettings
 from dpa.train.step import StepSettings
 
 
@@ -35,7 +35,8 @@ class StageJob:
     stage: str
     """Name in metrics and messages."""
     model: nn.Module
-    """A LLaVA, or an LLM with its adapter; ``set_trainable`` has been called."""
+    """A LLaVA, or an LLM with its adapter; ``set_trainable`` has been called. Ranks start from rank 0's weights; the
+    others' may be on the meta device, as may the reference's."""
     step: StepSettings
     """The objective (``step_settings``)."""
     settings: StageSettings
@@ -47,6 +48,8 @@ class StageJob:
     """An existing folder, of this job alone: ``metrics.jsonl`` and ``states/``."""
     fingerprint: str
     """Of everything that the result depends on; saved states of another job are refused."""
+    parallel: ParallelName = "ddp"
+    """How ranks share the work; with one rank it makes no difference."""
     reference: nn.Module | None = None
     """The frozen text-only LLM of objective ``prior``."""
     caches: Caches = Caches()

@@ -29,9 +29,10 @@ from dpa.train.diagnose import find_non_finite
 from dpa.train.job import StageJob, StageResult
 from dpa.train.metrics import MetricsFile, StepSums, first_and_last, read_metrics, step_row, totals
 from dpa.train.optim import make_optimizer, make_schedule
-from dpa.train.parallel import Parallel, compute_dtype
+from dpa.train.parallel import Parallel, compute_dtype, sharing_of
 from dpa.train.prepare import Prepared, prepare
 from dpa.train.progress import NoProgress, make_progress
+from dpa.train.ranks import join_ranks, raise_everywhere
 from dpa.train.resume import Training, restore, save
 from dpa.train.step import StepOutput, TrainStep
 from dpa.types import Batch
@@ -55,7 +56,9 @@ def train_stage(job: StageJob) -> StageResult:
         UserError: the objective lacks its reference, or a tracker its package.
     """
     dtype = compute_dtype(job.train)
-    parallel = Parallel(job.train, log_dir=job.work / "logs" if job.log_dir is None else job.log_dir)
+    sharing = sharing_of(job.parallel, job.stage, join_ranks(job.train).world)
+    log_dir = job.work / "logs" if job.log_dir is None else job.log_dir
+    parallel = Parallel(job.train, sharing=sharing, log_dir=log_dir)
     low_precision = dtype != torch.float32
     with (
         controlled(job.train, parallel.device, low_precision=low_precision),
@@ -148,6 +151,7 @@ class _Stage:
         finally:
             self.progress.finish()
             parallel.finish_trackers()
+        parallel.whole(job.model)
         return self._result(resumed_from=restored.step)
 
     def _step(self, number: int, micro_batches: Iterator[Loaded]) -> dict[str, Any]:
@@ -230,16 +234,17 @@ class _Stage:
         Raises:
             NonFiniteError: always.
         """
-        found = self.parallel.gather(find_non_finite(self.bare, tried, self.parallel.device))
+        found = self.parallel.ranks.gather(find_non_finite(self.bare, tried, self.parallel.device))
         details = [f"rank {rank}: {text}" if len(found) > 1 else text for rank, text in enumerate(found) if text]
-        newest = self.parallel.from_main(self.store.newest())
+        newest = self.parallel.ranks.from_main(self.store.newest())
         good = "there is no saved state yet" if newest is None else f"the last good state is {newest}"
-        raise NonFiniteError(
+        error = NonFiniteError(
             f"stage {self.job.stage}, step {number + 1} of {self.steps}: {what}; "
             + ("; ".join(details) or "each micro-batch alone is finite, their sum is not")
             + f"; {good}. Nothing was saved after it. Look at these samples, or lower the stage's learning_rate or "
             "max_grad_norm; with the same settings the same command stops here again"
         )
+        raise_everywhere(error)
 
     def _report(self, row: dict[str, Any]) -> None:
         if self.metrics is not None:
@@ -256,7 +261,7 @@ class _Stage:
             self.metrics.close()
             rows = read_metrics(self.metrics.path)
             assert [row["step"] for row in rows] == list(range(1, self.steps + 1)), f"{self.metrics.path}: steps"
-        rows = self.parallel.from_main(rows)
+        rows = self.parallel.ranks.from_main(rows)
         first, last = first_and_last(rows)
         return StageResult(
             steps=self.steps,

@@ -1,31 +1,42 @@
-"""The door to accelerate: device, ranks, the wrapped step, sums over ranks, trackers. Thin on purpose.
+"""The door to accelerate: device, the wrapped step, sums over ranks, trackers. Thin on purpose.
 
-One process on a CPU needs no launcher; under ``torchrun`` or ``accelerate launch`` the same code runs on every rank.
-Data parallel (DDP) is what is wrapped today; sharding (FSDP2, DeepSpeed) belongs behind the same methods.
+One process on a CPU needs no launcher; under ``torchrun``, ``accelerate launch`` or ``srun`` the same code runs on
+every rank, whether ranks have whole copies (DDP) or shards (FSDP2, ``sharding.py``).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
+from torch.nn.parallel import DistributedDataParallel
 
 from dpa.errors import UserError
-from dpa.train.settings import TrainSettings
+from dpa.train.ranks import cpu_only, join_ranks
+from dpa.train.settings import ParallelName, TrainSettings
+from dpa.train.sharding import fill_from_main, shard, unshard
+from dpa.train.step import TrainStep
+
+Sharing = Literal["copies", "shards"]
+
+_SHARDED: dict[ParallelName, Sharing] = {"ddp": "copies", "fsdp": "shards"}
+_SHARDED_STAGES = ("finetune",)
+"""Where most weights are trained. Stages 1 and 2 train a few beside a frozen LLM: whole copies of it, which need no
+gathering in every pass, beat shards there."""
 
 
-def _cpu_only() -> bool:
-    # Said explicitly: under torchrun without an accelerator, accelerate would otherwise start no process group, and
-    # every rank would believe to be alone.
-    return not torch.accelerator.is_available()
+def sharing_of(parallel: ParallelName, stage: str, world: int) -> Sharing:
+    """How the ranks of a stage share the trained weights."""
+    return _SHARDED[parallel] if world > 1 and stage in _SHARDED_STAGES else "copies"
 
 
 def compute_dtype(settings: TrainSettings) -> torch.dtype:
@@ -34,7 +45,8 @@ def compute_dtype(settings: TrainSettings) -> torch.dtype:
     Raises:
         UserError: bf16 is asked for on an accelerator that lacks it.
     """
-    device = PartialState(cpu=_cpu_only()).device
+    join_ranks(settings)
+    device = PartialState(cpu=cpu_only()).device
     on_cuda = device.type == "cuda"
     available = device.type == "cpu" or (on_cuda and torch.cuda.is_bf16_supported(including_emulation=False))
     if settings.precision == "bf16" and not available:
@@ -46,10 +58,11 @@ def compute_dtype(settings: TrainSettings) -> torch.dtype:
 class Parallel:
     """This process among the ranks of a stage."""
 
-    def __init__(self, settings: TrainSettings, *, log_dir: Path | None = None) -> None:
+    def __init__(self, settings: TrainSettings, *, sharing: Sharing = "copies", log_dir: Path | None = None) -> None:
         """
         Args:
-            settings: ``trackers``.
+            settings: ``trackers``, ``timeout_minutes``.
+            sharing: how the ranks share the trained weights (:func:`sharing_of`).
             log_dir: folder of the trackers' files; None: no trackers.
 
         Raises:
@@ -61,12 +74,13 @@ class Parallel:
                 raise UserError(
                     f"train.trackers names {name}, which is not installed: pip install {name}, or leave it out"
                 )
+        self.ranks = join_ranks(settings)
+        self.sharing: Sharing = sharing
         self._accelerator = Accelerator(
-            cpu=_cpu_only(),
+            cpu=cpu_only(),
             mixed_precision="no",  # the step's own autocast decides, see step.py
             log_with=list(self._trackers) or None,
             project_dir=None if log_dir is None else str(log_dir),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         )
 
     @property
@@ -77,49 +91,58 @@ class Parallel:
     @property
     def rank(self) -> int:
         """0 ... ``world`` - 1."""
-        return int(self._accelerator.process_index)
+        return self.ranks.rank
 
     @property
     def world(self) -> int:
         """Number of ranks."""
-        return int(self._accelerator.num_processes)
+        return self.ranks.world
 
     @property
     def is_main(self) -> bool:
         """Rank 0: writes files, shows progress."""
-        return bool(self._accelerator.is_main_process)
+        return self.ranks.is_main
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module on this rank's device, in DDP where there are several ranks (which then start from rank 0's)."""
-        return cast(nn.Module, self._accelerator.prepare_model(module))
+    def wrap(self, step: TrainStep) -> nn.Module:
+        """The step on this rank's device, its gradients exchanged with the other ranks'.
 
-    def unwrap(self, module: nn.Module) -> nn.Module:
-        """The module that went into :meth:`wrap`; its forward talks to no other rank."""
-        return cast(nn.Module, self._accelerator.unwrap_model(module))
+        All ranks start from rank 0's weights; the others may come with tensors on the meta device (``build_vlm``).
+        """
+        if self.sharing == "shards":
+            shard(step, self.device)
+            return step
+        if self.world == 1:
+            return cast(nn.Module, self._accelerator.prepare_model(step))
+        fill_from_main(step, self.device)
+        return _copies(step, self.device)
+
+    def whole(self, model: nn.Module) -> None:
+        """Puts a trained model together again on rank 0's CPU, if it was sharded; on the others it is of no use."""
+        if self.sharing == "shards":
+            unshard(model, keep=self.is_main)
 
     def accumulate(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of a micro-batch: gradients are exchanged in the step's last one only."""
-        return nullcontext() if last else cast(AbstractContextManager[None], self._accelerator.no_sync(module))
+        """Around forward and backward of a micro-batch.
+
+        Copies exchange gradients in the step's last one only. Shards do in each: gradients of whole layers, kept until
+        the last one, would take the memory that sharding is for. The sum is the same.
+        """
+        if last or self.sharing == "shards":
+            return nullcontext()
+        return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over ranks, elementwise."""
         return cast(Tensor, self._accelerator.reduce(values, reduction="sum"))
 
     def clip(self, parameters: Iterable[Parameter], max_norm: float) -> Tensor:
-        """Clips by the global norm; returns the norm before."""
-        return cast(Tensor, self._accelerator.clip_grad_norm_(list(parameters), max_norm))
-
-    def gather(self, value: Any) -> list[Any]:
-        """One picklable object per rank, in the order of ranks, on every rank."""
-        return list(gather_object([value]))
-
-    def from_main(self, value: Any) -> Any:
-        """Rank 0's object, on every rank."""
-        return broadcast_object_list([value])[0]
-
-    def barrier(self) -> None:
-        """Waits for all ranks."""
-        self._accelerator.wait_for_everyone()
+        """Clips by the global norm; returns the norm before, the same on every rank."""
+        given = list(parameters)
+        norm = nn.utils.get_total_norm([value.grad for value in given if value.grad is not None])
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        nn.utils.clip_grads_with_norm_(given, max_norm, norm)
+        return norm
 
     def start_trackers(self, project: str, config: Mapping[str, Any], *, first_step: int) -> None:
         """Opens the trackers of the settings; steps from ``first_step`` on replace what an interrupted run logged."""
@@ -139,3 +162,17 @@ class Parallel:
         for tracker in trackers:
             tracker.finish()
         self._accelerator.trackers = []
+
+
+def _copies(step: TrainStep, device: torch.device) -> nn.Module:
+    """DDP. All ranks hold rank 0's values already: buffers included, which DDP would leave alone."""
+    with warnings.catch_warnings():
+        # torch 2.13 has another name for it, which torch 2.11 does not know
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        return DistributedDataParallel(
+            step,
+            device_ids=None if device.type == "cpu" else [device],
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            init_sync=False,
+        )

@@ -17,7 +17,7 @@ import transformers
 
 from dpa.data.cached import TextCache, VisionCache
 from dpa.data.row_cache import RowCache, for_people
-from dpa.errors import DpaError, StorageError
+from dpa.errors import StorageError
 from dpa.log import get_logger
 from dpa.models.connectors import MULTIMODAL
 from dpa.train.job import StageJob
@@ -99,14 +99,14 @@ class _Filling:
 
     def _fill(self, rows: RowCache, what: str, make: Callable[[Sequence[int]], Iterator[None]]) -> None:
         parallel, chunks = self.parallel, rows.layout.chunks
-        self._together(rows.create if parallel.is_main else _nothing)
+        parallel.ranks.main_alone(rows.create)
         missing = rows.missing(range(parallel.rank, chunks, parallel.world))
-        absent = sum(parallel.gather(len(missing)))
+        absent = sum(parallel.ranks.gather(len(missing)))
         if parallel.is_main:
             state = f"{chunks - absent} of {chunks} parts are there" if absent else "complete"
             log.info("stage %s: %s, %s in %s: %s", self.job.stage, what, for_people(rows.size), rows.folder, state)
-        self._together(lambda: self._make(make(missing), what, len(missing)))
-        self._together(lambda: _complete(rows))
+        parallel.ranks.together(lambda: self._make(make(missing), what, len(missing)))
+        parallel.ranks.together(lambda: _complete(rows))
 
     def _make(self, made: Iterator[None], what: str, count: int) -> None:
         began = last = time.monotonic()
@@ -116,21 +116,6 @@ class _Filling:
                 left = duration((now - began) / done * (count - done))
                 log.info("stage %s: %s %d/%d  %s left", self.job.stage, what, done, count, left)
                 last = now
-
-    def _together(self, action: Callable[[], None]) -> None:
-        """Runs it on every rank and waits; an error of one is raised on all, so that none waits for ever."""
-        failed: DpaError | None = None
-        try:
-            action()
-        except DpaError as error:
-            failed = error
-        errors = [error for error in self.parallel.gather(failed) if error is not None]
-        if errors:
-            raise errors[0]
-
-
-def _nothing() -> None:
-    return None
 
 
 def _complete(rows: RowCache) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -23,10 +24,14 @@ from dpa.train.checkpoint import SavedState, StateStore
 from dpa.train.determinism import RandomState, get_random_state
 from dpa.train.metrics import START, MetricsFile, Position
 from dpa.train.parallel import Parallel
+from dpa.train.ranks import raise_everywhere
+from dpa.train.shard_files import read_shards, write_shards
 
 log = get_logger(__name__)
 
 _TRAINED, _OPTIMIZER, _RANDOM = "trained.", "optimizer.", "random."
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's, of a parameter's shape; its count of steps stands beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +55,39 @@ class Restored:
 
 
 def save(parallel: Parallel, store: StateStore, step: int, training: Training, metrics: MetricsFile | None) -> None:
-    """Saves a state after ``step`` optimizer steps; all ranks call it, rank 0 writes (and has ``metrics``)."""
-    random = parallel.gather(get_random_state(parallel.device))
+    """Saves a state after ``step`` optimizer steps; all ranks call it.
+
+    Rank 0 (which has ``metrics``) writes, each rank its own shards where there are any.
+    """
+    ranks = parallel.ranks
+    random = ranks.gather(get_random_state(parallel.device))
+    tensors, values = _apart(training, random)
+    shards = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
     if metrics is not None:
-        try:
-            position = metrics.position()
-        except OSError as error:
-            log.warning("step %d: no state is saved while metrics cannot be written (%s)", step, error.strerror)
+        position = _position(metrics, step)
+        folder = None if position is None else store.begin(step)
+        values["metrics"] = None if position is None else asdict(position)
+    else:
+        folder = None
+    folder = ranks.from_main(folder)
+    if folder is None:
+        return
+    written = write_shards(folder, shards, ranks) if shards else {}
+    if parallel.is_main:
+        if isinstance(written, str):
+            store.give_up(step, written)
         else:
-            tensors, values = _apart(training, random)
-            store.save(step, tensors, values | {"metrics": asdict(position)})
-    parallel.barrier()
+            whole = {name: tensor for name, tensor in tensors.items() if name not in shards}
+            store.finish(step, whole, values, written)
+    ranks.barrier()
+
+
+def _position(metrics: MetricsFile, step: int) -> Position | None:
+    try:
+        return metrics.position()
+    except OSError as error:
+        log.warning("step %d: no state is saved while metrics cannot be written (%s)", step, error.strerror)
+        return None
 
 
 def restore(parallel: Parallel, store: StateStore, training: Training, metrics: MetricsFile | None) -> Restored:
@@ -79,9 +106,9 @@ def restore(parallel: Parallel, store: StateStore, training: Training, metrics: 
         else:
             metrics.cut(START if state is None else Position(**state.values["metrics"]))
             outcome = None if state is None else state.step
-    outcome = parallel.from_main(outcome)
+    outcome = parallel.ranks.from_main(outcome)
     if isinstance(outcome, DpaError):
-        raise outcome
+        raise_everywhere(outcome)
     if outcome is None:
         return Restored(step=0, random=None)
     if state is None:
@@ -101,20 +128,34 @@ def _apart(training: Training, random: list[RandomState]) -> tuple[dict[str, Ten
         if state.accelerator is not None:
             tensors[f"{_RANDOM}{rank}.accelerator"] = state.accelerator
         ranks.append({"python": state.python, "numpy": _plain(state.numpy)})
-    return tensors, {"schedule": training.schedule.state_dict(), "random": ranks}
+    return tensors, {
+        "schedule": training.schedule.state_dict(),
+        "random": ranks,
+        "moments": any(training.optimizer.state.values()),
+    }
 
 
 def _together(training: Training, state: SavedState, parallel: Parallel) -> RandomState | None:
-    moments: dict[str, dict[str, Tensor]] = {}
-    for key, value in state.tensors.items():
-        if key.startswith(_OPTIMIZER):
-            field, _, name = key.removeprefix(_OPTIMIZER).partition(".")
-            moments.setdefault(name, {})[field] = value
-    with torch.no_grad():
-        for name, parameter in training.trained.items():
-            parameter.copy_(state.tensors[_TRAINED + name])
-    by_place = {place: moments[name] for place, name in enumerate(training.trained) if name in moments}
     optimizer, schedule = training.optimizer, training.schedule
+    shards: dict[str, Tensor] = {}
+    by_place: dict[int, dict[str, Tensor]] = {}
+    with torch.no_grad(), state.tensors() as saved:
+        for place, (name, parameter) in enumerate(training.trained.items()):
+            apart = state.is_sharded or isinstance(parameter, DTensor)
+            if apart:
+                shards[_TRAINED + name] = parameter.detach()
+            else:
+                parameter.copy_(saved(_TRAINED + name))
+            if not state.values["moments"]:
+                continue
+            by_place[place] = {"step": saved(f"{_OPTIMIZER}step.{name}")}
+            for field in _MOMENTS:
+                key = f"{_OPTIMIZER}{field}.{name}"
+                by_place[place][field] = torch.zeros_like(parameter) if apart else saved(key)
+                if apart:
+                    shards[key] = by_place[place][field]
+    if shards:
+        read_shards(state.path, shards, parallel.ranks)
     optimizer.load_state_dict({"state": by_place, "param_groups": optimizer.state_dict()["param_groups"]})
     schedule.load_state_dict(state.values["schedule"])
     for group, lr in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
@@ -135,9 +176,12 @@ def _random_of(state: SavedState, parallel: Parallel) -> RandomState | None:
             )
         return None
     own, prefix = ranks[parallel.rank], f"{_RANDOM}{parallel.rank}."
+    with state.tensors() as saved:
+        cpu = saved(prefix + "torch")
+        accelerator = saved(prefix + "accelerator") if prefix + "accelerator" in state.names else None
     return RandomState(
-        torch=state.tensors[prefix + "torch"],
-        accelerator=state.tensors.get(prefix + "accelerator"),
+        torch=cpu,
+        accelerator=accelerator,
         python=_python_state(own["python"]),
         numpy=_arrays(own["numpy"]),
     )

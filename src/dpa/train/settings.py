@@ -9,6 +9,7 @@ from pydantic import Field
 from dpa.settings import Strict
 
 ObjectiveName = Literal["uniform", "cal", "cmo", "prior"]
+ParallelName = Literal["ddp", "fsdp", "zero2", "zero3"]
 
 
 class StageSettings(Strict):
@@ -75,6 +76,9 @@ class TrainSettings(Strict):
     """metrics.jsonl is always written."""
     deterministic: bool | None = None
     """None: on for the CPU, off elsewhere."""
+    timeout_minutes: float = Field(default=30.0, gt=0)
+    """Ranks wait for each other within a step as long as this, then the run ends. (A rank that dies ends it at
+    once.)"""
     compile: bool = False
     """torch.compile for the LLM's layers. Off until it is shown to pay: compiling takes a while in every stage
     (docs/performance.md). Needs a C++ compiler on a CPU, Triton on CUDA; not with fidelity official."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from dpa.errors import UserError
 from dpa.models.connectors import MULTIMODAL
 from dpa.models.contrast import Contrast, contrast
-from dpa.models.text_pass import TextOnly, TextPositions, text_only_logprobs
-from dpa.models.vlm import tower_features
+from dpa.models.text_pass import TextOnly, TextPositions, decode, text_only_logprobs, without_gradient
+from dpa.models.vlm import decoder, tower_features
 from dpa.objectives import (
     TextOnlyPolicy,
     objective,
@@ -191,6 +191,8 @@ class TrainStep(nn.Module):
         self.settings = settings
         self._row = row
         self._autocast = autocast
+        self.in_shards = False
+        """Each pass through the LLM gathers its weights from all ranks (``sharding.shard`` sets it)."""
 
     def forward(self, batch: Batch, text_weight: float | None) -> StepOutput:
         """Both passes, weights, sums.
@@ -204,7 +206,7 @@ class TrainStep(nn.Module):
             DataError: images and placeholders do not match.
         """
         with self._precision(batch.input_ids.device.type):
-            read = self._contrast(batch)
+            read = self._in_step_with_others(batch) if self.in_shards else self._contrast(batch)
             weights_N = self._weights(read, batch, text_weight)
             loss_sum, weight_sum = weighted_nll(read.logp_with, weights_N)
             if self.settings.fidelity == "official":
@@ -227,6 +229,11 @@ class TrainStep(nn.Module):
         assert isinstance(self.model, MULTIMODAL)
         with self._precision(pixel_values.device.type):
             return tower_features(self.model, pixel_values)
+
+    @property
+    def computes_in(self) -> torch.dtype | None:
+        """The type of matrix products; None: the parameters' own."""
+        return self._autocast
 
     @property
     def needs_logits(self) -> bool:
@@ -293,6 +300,31 @@ class TrainStep(nn.Module):
                 settings.text_only, image_weight_sum=0.0, image_tokens=0.0, minimum=settings.minimum
             )
         return weights_N.where(read.has_image, text_weight)
+
+    def _in_step_with_others(self, batch: Batch) -> Contrast:
+        """``_contrast`` with as many passes on every rank: one that made none would leave the others waiting.
+
+        The pass without image is left out where no label has a text-only prediction, which a rank cannot know of the
+        others. It is then made with a single token.
+        """
+        body, made = decoder(self.model), 0
+
+        def count(_module: nn.Module, _inputs: object) -> None:
+            nonlocal made
+            made += 1
+
+        handle = body.register_forward_pre_hook(count)
+        try:
+            read = self._contrast(batch)
+            asked = self._row.needs_without and not self._row.frozen_reference and batch.logp_without is None
+            for _ in range(made, 2 if asked and any(batch.image_counts) else 1):
+                with without_gradient(self.model):
+                    token = batch.input_ids[:1, :1]
+                    embedded = body.get_input_embeddings()(token)
+                    decode(body, embedded, torch.ones_like(token, dtype=torch.bool), torch.zeros_like(token), span=0)
+        finally:
+            handle.remove()
+        return read
 
     def _official_weights(self, read: Contrast) -> Tensor:
         official, settings = read.official, self.settings

@@ -193,14 +193,6 @@ def test_a_connector_of_another_llm_is_refused_before_the_proxy_is_trained(tmp_p
     assert store(path) == set()
 
 
-def test_a_launcher_is_refused_before_its_processes_wait_for_each_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="with 2 processes"):
-        dpa.run(dpa.load_recipe(write_project(tmp_path / "project")))
-
-
 def test_a_foreign_folder_is_not_written_into(tmp_path: Path) -> None:
     path = write_project(tmp_path / "project")
     folder = path.parent / "runs" / "project"

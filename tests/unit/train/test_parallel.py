@@ -22,15 +22,14 @@ def test_one_process_without_a_launcher() -> None:
     assert (parallel.rank, parallel.world, parallel.is_main) == (0, 1, True)
     values = torch.tensor([1.0, 2.0], dtype=torch.float64)
     assert torch.equal(parallel.sum(values), values)
-    assert parallel.gather({"a": 1}) == [{"a": 1}]
-    assert parallel.from_main("x") == "x"
-    parallel.barrier()
+    assert parallel.ranks.gather({"a": 1}) == [{"a": 1}]
+    assert parallel.ranks.from_main("x") == "x"
+    parallel.ranks.barrier()
 
 
-def test_wrap_and_unwrap() -> None:
+def test_wrap_and_clip() -> None:
     parallel, module = Parallel(settings()), nn.Linear(2, 2)
-    wrapped = parallel.wrap(module)
-    assert parallel.unwrap(wrapped) is module
+    wrapped = parallel.wrap(module)  # type: ignore[arg-type]
     with parallel.accumulate(wrapped, last=False):
         wrapped(torch.ones(1, 2)).sum().backward()
     norm = parallel.clip(module.parameters(), 1.0)
