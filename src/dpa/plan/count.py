@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dpa.objectives.logprob import ACCELERATOR_TILE, CPU_TILE
+from dpa.objectives.logprob import ACCELERATOR_TILE, CPU_COLUMNS, CPU_TILE
 from dpa.plan.shapes import LlmShape, TowerShape
 from dpa.recipe import ParallelName, StageName
 
@@ -110,6 +110,8 @@ def head_bytes(sizes: Sizes, stage: StageName, row: Row, load: Load, *, number: 
     if row == "official":
         return REFERENCE_LOGIT_TENSORS * float(FP32) * load.positions * llm.vocabulary
     rows, columns = CPU_TILE if on_cpu else ACCELERATOR_TILE
+    if on_cpu:
+        columns = min(columns * max(1, rows // max(1, int(load.supervised))), CPU_COLUMNS)
     tiles = 2.0 * FP32 * min(rows, load.supervised) * min(columns, llm.vocabulary)
     found = tiles + load.supervised * llm.hidden * (number + FP32)
     if stage == "finetune":
@@ -146,11 +148,11 @@ def peak_bytes(
         "gradients": states * FP32 * trained,
         "optimizer": states * _MOMENTS * trained,
         "activations": kept,
-        # the head's transients are gone before the first layer's backward begins
+        # the head's transients are gone before the first layer's backward begins: the MLP's gradients, on top of what a
+        # layer keeps where it is computed again
         "transients": max(
             head_bytes(sizes, stage, row, load, number=number, on_cpu=on_cpu),
-            recomputed,
-            3.0 * sizes.llm.intermediate * number * load.positions,
+            recomputed + 3.0 * sizes.llm.intermediate * number * load.positions,
         ),
     }
     if stage == "finetune" and number == BF16 and shared == 1.0:

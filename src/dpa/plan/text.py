@@ -15,11 +15,13 @@ _SIDES = ("stage", "methods", "data")
 def plan_text(plan: RunPlan) -> str:
     """Stages, memory, disk, problems."""
     machine, parts = plan.machine, plan.parts
-    speed = " and ".join(sorted({f"{share:.0%}" for share in machine.mfu.values()}))
-    how = "measured here" if machine.measured else "stated; --calibrate measures it"
+    share = max(machine.mfu.values())
+    speed = f"{share:.0%} of {machine.gpu.flops:.3g} FLOP/s (stated; --calibrate measures it)"
+    if machine.measured:
+        measured = ", ".join(f"{stage} {of * machine.gpu.flops:.2g}" for stage, of in machine.mfu.items())
+        speed = f"FLOP/s measured on this machine: {measured}"
     lines = [
-        f"{plan.recipe}: {machine.ranks} x {machine.gpu.title}, {plan.parallel}; {speed} of {machine.gpu.flops:.3g} "
-        f"FLOP/s ({how})",
+        f"{plan.recipe}: {machine.ranks} x {machine.gpu.title}, {plan.parallel}; {speed}",
         f"LLM {parts.llm_parameters / 1e9:.3f} B ({_source(parts.sources['llm'])}), vision tower "
         f"{parts.tower_parameters / 1e6:.0f} M ({_source(parts.sources['vision_tower'])}), connector "
         f"{parts.connector_parameters / 1e6:.1f} M, {parts.tower.image_tokens} tokens an image",
