@@ -21,7 +21,7 @@ def call(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Complete
     )
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("eval",), ("compare",), ("report",), ("lab", "make")])
+@pytest.mark.parametrize("command", [(), ("run",), ("plan",), ("eval",), ("compare",), ("report",), ("lab", "make")])
 def test_every_command_has_help_with_an_example(command: tuple[str, ...]) -> None:
     done = call(*command, "--help")
     assert done.returncode == 0

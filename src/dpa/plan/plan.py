@@ -263,6 +263,7 @@ def fit_advice(
         shardings.append("fsdp")
     sizes = sizes_of(parts, recipe)
     row: Row = "vanilla" if planned.objective == "uniform" else "official" if recipe.fidelity == "official" else "ours"
+    dealt: dict[int, Workload] = {}
     for parallel in shardings:
         for checkpointing in (False, True):
             micro = settings.micro_batch
@@ -270,7 +271,9 @@ def fit_advice(
                 tried = settings.model_copy(update={"micro_batch": micro, "gradient_checkpointing": checkpointing})
                 if planned.fits and (checkpointing or micro * 4 < settings.micro_batch):
                     return  # what there is is as good
-                work = _work(recipe, tried, samples, parts, machine.ranks)
+                if micro not in dealt:
+                    dealt[micro] = _work(recipe, tried, samples, parts, machine.ranks)
+                work = dealt[micro]
                 with_it = recipe.model_copy(update={"parallel": parallel})
                 need = memory_of(with_it, stage, row, tried, work, sizes, machine)["total"]
                 if need <= limit:

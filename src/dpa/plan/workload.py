@@ -13,7 +13,7 @@ from dpa.plan.known import DataSet
 from dpa.recipe import StageName
 from dpa.train.settings import StageSettings
 
-_LOOKED_AT = 400
+_LOOKED_AT = 100
 """Steps whose micro-batches are looked at one by one for the largest."""
 _SPREAD = 0.5
 """Sigma of the lognormal that stands for unknown lengths."""
