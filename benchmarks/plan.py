@@ -57,12 +57,14 @@ def _row(name: str, stage: int, checkpointing: bool) -> dict[str, Any]:
     command += ["--repeats", "1"] + (["--checkpointing"] if checkpointing else [])
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     measured = json.loads(done.stdout)["rows"][0]["peak_bytes"]
-    found = peak_bytes(SHAPES[name], stage, "ours", checkpointing=checkpointing, number=4, on_cpu=True)
-    # Measured is what a first step needs beyond weights and batch, which are there before it; the weights are known to the
+    found = peak_bytes(
+        SHAPES[name], stage, "ours", checkpointing=checkpointing, number=4, on_cpu=True, accumulates=False
+    )
+    # Measured is what a first step needs beyond weights and batch, which are there before it; weights are known to the
     # byte. Moments are made when activations are gone, so a first step's peak is the larger of the two.
-    states = found["gradients"] + found["optimizer"]
-    beyond = found["total"] - found["weights"] - found["batch"]
-    counted = found["weights"] + max(states, beyond - found["optimizer"])
+    states = peak_bytes(SHAPES[name], stage, "ours", number=4, on_cpu=True)["gradients"] + found["optimizer"]
+    beyond = found["total"] - found["weights"] - found["batch"] - found["optimizer"]
+    counted = found["weights"] + max(states, beyond)
     measured += found["weights"]
     ratio = counted / measured
     return {

@@ -53,7 +53,14 @@ def flops(shape: Shape, stage: int, row: Row, *, checkpointing: bool = False) ->
 
 
 def peak_bytes(
-    shape: Shape, stage: int, row: Row, *, checkpointing: bool = False, number: int = BF16, on_cpu: bool = False
+    shape: Shape,
+    stage: int,
+    row: Row,
+    *,
+    checkpointing: bool = False,
+    number: int = BF16,
+    on_cpu: bool = False,
+    accumulates: bool = True,
 ) -> dict[str, float]:
     """Bytes by part at the step's peak, with their ``total``; ``resident``: what of it is there before the step."""
     return counted_bytes(
@@ -64,6 +71,7 @@ def peak_bytes(
         checkpointing=checkpointing,
         number=number,
         on_cpu=on_cpu,
+        accumulates=accumulates,
     )
 
 

@@ -128,6 +128,8 @@ class Recipe(Strict):
             raise ValueError("methods is empty: name at least one of " + ", ".join(METHODS))
         if len(set(self.methods)) != len(self.methods):
             raise ValueError(f"methods names one method twice: {', '.join(self.methods)}")
+        if not self.data.captions and self.model.start_from is None:
+            raise ValueError("data.captions is missing")
         if self.train.compile and self.fidelity == "official":
             raise ValueError(
                 "train.compile is not for fidelity official, which sets hooks that compiled layers do not call: leave "

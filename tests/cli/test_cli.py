@@ -21,7 +21,19 @@ def call(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Complete
     )
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("plan",), ("eval",), ("compare",), ("report",), ("lab", "make")])
+COMMANDS: tuple[tuple[str, ...], ...] = (
+    (),
+    ("run",),
+    ("plan",),
+    ("eval",),
+    ("compare",),
+    ("report",),
+    ("export",),
+    ("lab", "make"),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(command: tuple[str, ...]) -> None:
     done = call(*command, "--help")
     assert done.returncode == 0
@@ -45,6 +57,8 @@ def test_help_imports_nothing_heavy() -> None:
         (("run", "recipe.yaml", "model.llm=./gone"), "./gone"),
         (("eval", "./gone", "--data", "."), "questions.jsonl"),
         (("compare", "gone"), "gone"),
+        (("export", "./gone", "--to", "hf"), "./gone"),
+        (("export", "llm", "--to", "gguf"), "choose hf, llava, peft"),
         (("report", "gone"), "gone"),
         (("lab", "make", "recipe.yaml"), "recipe.yaml"),
         (("nonsense",), "nonsense"),
@@ -87,5 +101,5 @@ def test_the_readmes_commands_exist() -> None:
     commands = set(re.findall(r"\bdpa (run|eval|compare|report|lab make|[a-z]+)\b(?= [A-Z/a-z-])", readme))
     known = {"run", "eval", "compare", "report", "lab make"}
     code = re.findall(r"^(?:\.venv/bin/)?dpa (\S+)", readme, flags=re.MULTILINE)
-    assert set(code) <= {"run", "eval", "compare", "report", "lab"}
+    assert set(code) <= {"run", "eval", "compare", "report", "export", "lab"}
     assert commands & known

@@ -118,8 +118,11 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     model = recipe.get("model") or {}
     facts = [
         ("methods", ", ".join(run.methods)),
-        ("LLM", model.get("llm")),
-        ("vision tower", model.get("vision_tower")),
+        *(
+            [("stage 3 starts from", model["start_from"])]
+            if model.get("start_from")
+            else [("LLM", model.get("llm")), ("vision tower", model.get("vision_tower"))]
+        ),
         ("fidelity", summary.get("fidelity")),
         ("seed", summary.get("seed")),
         ("wall time of this start", None if summary.get("seconds") is None else duration(summary["seconds"])),

@@ -10,7 +10,14 @@ from typing import Annotated
 
 import typer
 
-from dpa.cli import analysis, evaluation, lab, plan, training
+from dpa.cli import (
+    analysis,
+    evaluation,
+    export,
+    lab,
+    plan,
+    training,
+)
 from dpa.errors import DpaError, UserError
 from dpa.log import setup_logging
 
@@ -35,7 +42,15 @@ def _root(
         raise typer.Exit
 
 
-for group in (training, plan, evaluation, analysis, lab):
+GROUPS = (
+    training,
+    plan,
+    evaluation,
+    analysis,
+    export,
+    lab,
+)
+for group in GROUPS:
     group.add_to(app)
 
 

@@ -29,8 +29,8 @@ def _as_sources(value: Any) -> Any:
 class DataSettings(Strict):
     """What the stages read. A bare path or one mapping stands for a list of one source."""
 
-    captions: tuple[DataSource, ...]
-    """Stage 1 (text alone) and stage 2."""
+    captions: tuple[DataSource, ...] = ()
+    """Stage 1 (text alone) and stage 2; needed unless ``model.start_from`` leaves these out."""
     instructions: tuple[DataSource, ...]
     """Stage 3; samples without image are welcome."""
     max_bad_share: float = Field(default=0.01, ge=0, le=1)

@@ -1,12 +1,15 @@
 """What an LLM is told about who sees whom in a pass over *some* positions of a batch (the image's tokens left out), or
 over rows that hold several samples.
 
-transformers has three habits that a pass with jumps in its position ids must be protected from:
+transformers has four habits that a pass with jumps in its position ids must be protected from:
 
 * without a mask, a jump in position ids is read as the boundary of a packed sequence: a 2D mask is always passed, also
   where it is all ones;
 * the flash-attention path drops an all-ones mask and looks for jumps again: sequence boundaries are passed explicitly;
-* a sliding window counts the positions that are there: where it matters, masks are built from the original positions.
+* a sliding window counts the positions that are there: where it matters, masks are built from the original positions;
+* eager attention takes its softmax in float32, where "not seen" of a float64 model is minus infinity: padding whose
+  window holds padding alone would be NaN, and so would all that is multiplied with it by a weight of zero. There the
+  masks are our own, too, in which nothing is blind.
 
 Samples that share a row never see each other: sdpa, eager and flex get masks that say so (flex a block mask, which
 skips what nobody sees), flash-attention gets the boundaries. They are never left to be guessed from position ids.
@@ -51,9 +54,26 @@ def sliding_window(config: PreTrainedConfig) -> int | None:
         raise ModelError(
             f"{config.model_type}: layers with {', '.join(sorted(unknown))} cannot be run on text without its image "
             "tokens, nor on several samples in a row; use an LLM whose layers have full or sliding attention (Qwen2.5, "
-            "Llama, Gemma-2, Mistral)"
+            "Qwen3, Llama, Gemma, Phi, Mistral)"
         )
     return int(config.sliding_window) if SLIDING in kinds else None
+
+
+def check_length(config: PreTrainedConfig, length: int) -> None:
+    """
+    Raises:
+        ModelError: under LongRoPE (Phi-3-128k, Phi-4-mini) one sample beyond the LLM's first context length would turn
+            all samples of its batch to other frequencies: numbers would depend on who shares a batch.
+    """
+    rope = config.rope_parameters if hasattr(config, "rope_parameters") else None
+    if rope is None or rope.get("rope_type") != "longrope":
+        return
+    limit = int(rope["original_max_position_embeddings"])
+    if length > limit:
+        raise ModelError(
+            f"{config.model_type} with LongRoPE: a sample of {length} tokens; beyond {limit} its whole batch would be "
+            f"turned to the frequencies of long contexts; set max_length of the stages to {limit}"
+        )
 
 
 def packed_row_length(config: PreTrainedConfig) -> int:
@@ -87,7 +107,8 @@ def attention_arguments(
             that are there; or layers that nothing can part samples in (:func:`sliding_window`).
     """
     packed = rows is not None and rows.packed
-    window = sliding_window(config) if packed or span else None
+    overflows = config._attn_implementation == "eager" and embeds_RKH.dtype == torch.float64
+    window = sliding_window(config) if packed or span or overflows else None
     gaps = window is not None and span > window
     if "flash" in config._attn_implementation:
         if gaps:
@@ -97,7 +118,7 @@ def attention_arguments(
                 "set model.attention to sdpa or eager, or max_length to the window"
             )
         return _flash_arguments(visible_RK, rows)
-    if not packed and not gaps:
+    if not packed and not gaps and not (overflows and window is not None):
         return {"attention_mask": visible_RK.to(torch.int64)}
     sample_RK = rows.sample if rows is not None and packed else None
     return {"attention_mask": _masks(config, embeds_RKH, visible_RK, position_RK, window, sample_RK)}

@@ -15,23 +15,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from dpa.errors import ModelError
+from dpa.log import get_logger
+from dpa.models.connectors import classes_of, kind_of
 from dpa.models.digest import digest_of_llm, digest_of_model, digest_of_part
-from dpa.models.families import family_of, text_rules
+from dpa.models.foreign import open_checkpoint
 from dpa.models.parts import tower_row
+from dpa.models.portable import make_portable
 from dpa.models.processor import make_processor
 from dpa.models.vlm import Vlm, generation_config
 
 __all__ = ["digest_of_llm", "digest_of_model", "digest_of_part", "load_checkpoint", "save_checkpoint"]
 
+SHARD_SIZE = "5GB"
+"""Of a weight file at most: what the hub and most file systems take without a thought."""
+
 _TOWER = "model.vision_tower."
 
 
 def save_checkpoint(
-    vlm: Vlm, folder: Path, *, dtype: torch.dtype | None = None, state_dict: Mapping[str, Tensor] | None = None
+    vlm: Vlm,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
+    shard_size: str = SHARD_SIZE,
 ) -> None:
     """Writes model, processor, chat template and generation settings, whole or not at all.
 
@@ -39,6 +47,7 @@ def save_checkpoint(
         folder: replaced if it is there.
         dtype: of all stored weights; None: each as it is in memory (float32 in, float32 out).
         state_dict: the weights where the model's own are sharded over ranks; names as in ``model.state_dict()``.
+        shard_size: of a weight file at most, as transformers writes sizes (``5GB``, ``200MB``).
 
     Raises:
         OSError: the disk is full or not writable; ``folder`` is then as it was.
@@ -47,6 +56,12 @@ def save_checkpoint(
     state = dict(model.state_dict() if state_dict is None else state_dict)
     if dtype is not None:
         state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    if kind_of(model.config) == "pooled":
+        get_logger(__name__).info(
+            "%s: a pooled connector; transformers loads it as %s, servers that want LLaVA's class do not",
+            folder,
+            type(model).__name__,
+        )
     vision_config: Any = model.config.vision_config
     prefix = tower_row(vision_config).published_prefix
     state = {_published(name, prefix): tensor for name, tensor in state.items()}
@@ -54,11 +69,12 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        model.save_pretrained(temporary, state_dict=state)
+        model.save_pretrained(temporary, state_dict=state, max_shard_size=shard_size)
         _state_dtype(temporary / "config.json", state)
         vlm.processor.save_pretrained(temporary)
         # transformers 5 keeps it inside processor_config.json; transformers 4 and servers look for this file
         vlm.processor.image_processor.save_pretrained(temporary)
+        make_portable(temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -75,29 +91,19 @@ def load_checkpoint(folder: Path, *, dtype: torch.dtype | None = None, attention
     Raises:
         ModelError: no LLaVA checkpoint, or of an unknown family or tower.
     """
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is no checkpoint folder: config.json is missing")
-    try:
-        config: Any = LlavaConfig.from_pretrained(folder)
-        tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder)
-        image_processor = LlavaImageProcessorPil.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder} cannot be read as a LLaVA checkpoint: {str(error).splitlines()[0]}") from None
-    family = family_of(config.text_config, tokenizer)
-    kernels = {"": "eager", "text_config": family.attention if attention == "auto" else attention}
-    model = LlavaForConditionalGeneration.from_pretrained(
-        folder, dtype="auto" if dtype is None else dtype, attn_implementation={**kernels, "vision_config": "sdpa"}
+    opened = open_checkpoint(folder)
+    kernels = {"": "eager", "text_config": opened.family.attention if attention == "auto" else attention}
+    model = classes_of(opened.config)[1].from_pretrained(
+        folder,
+        config=opened.config,
+        dtype="auto" if dtype is None else dtype,
+        attn_implementation={**kernels, "vision_config": "sdpa"},
     )
-    rules = text_rules(family, tokenizer, config.image_seq_length)
-    if rules.image_token_id != config.image_token_index:
-        raise ModelError(
-            f"{folder}: config.json says image token {config.image_token_index}, the tokenizer's {rules.image_token} "
-            f"is {rules.image_token_id}; the folder mixes files of two checkpoints"
-        )
-    processor = make_processor(image_processor, tokenizer, rules, config.vision_config)
+    tokenizer, rules = opened.tokenizer, opened.rules
+    processor = make_processor(opened.image_processor, tokenizer, rules, opened.config.vision_config)
     model.generation_config = generation_config(tokenizer, rules)
     torch.nn.Module.eval(model)
-    return Vlm(model=model, processor=processor, tokenizer=tokenizer, rules=rules, family=family)
+    return Vlm(model=model, processor=processor, tokenizer=tokenizer, rules=rules, family=opened.family)
 
 
 def _published(name: str, tower_prefix: str) -> str:

@@ -54,7 +54,7 @@ def digest_of_llm(source: Path | nn.Module, *, cast: torch.dtype | None = None) 
         cast: see ``digest_of_model``. Compare a folder with memory at the dtype of the memory.
     """
     with _opened(source.state_dict() if isinstance(source, nn.Module) else source) as tensors:
-        named = {ours: load for name, load in tensors.items() if (ours := _llm_name(name)) is not None}
+        named = {ours: load for name, load in tensors.items() if (ours := llm_name(name)) is not None}
         head, embeddings = named.get("lm_head.weight"), named.get("model.embed_tokens.weight")
         if head is not None and embeddings is not None and torch.equal(head(), embeddings()):
             del named["lm_head.weight"]
@@ -76,7 +76,7 @@ def digest_of_part(part: str, revision: str | None = None) -> str:
     return digest_of_model(Path(folder))
 
 
-def _llm_name(name: str) -> str | None:
+def llm_name(name: str) -> str | None:
     if name.startswith(_NOT_LLM):
         return None
     for theirs, ours in _LLM_NAMES:

@@ -20,7 +20,7 @@ from dpa.log import get_logger
 from dpa.models.template import MARK, check_template, serving_template
 from dpa.types import TextRules
 
-_NO_PINS: Mapping[str, str] = MappingProxyType({})
+_NO_PINS: Mapping[str, str | bool] = MappingProxyType({})
 
 VICUNA_TEMPLATE = (
     "{{- bos_token -}}"
@@ -60,9 +60,10 @@ class Family:
     ``vlm.head`` hands it to the objectives. Served greedily, nothing changes: the cap is monotonic."""
     attention: Literal["sdpa", "eager"] = "sdpa"
     """What ``attention: auto`` means. Eager where attention logits have a soft-cap, which sdpa cannot apply."""
-    pinned: Mapping[str, str] = field(default_factory=lambda: _NO_PINS)
+    pinned: Mapping[str, str | bool] = field(default_factory=lambda: _NO_PINS)
     """Template variables that get a fixed value unless the caller gives one: otherwise the template writes today's
-    date, and what is served tomorrow is not what was trained today."""
+    date, and what is served tomorrow is not what was trained today; or it opens a block of thoughts that no training
+    answer has."""
     template: str | None = None
     """Used only where the tokenizer has no chat template."""
     template_adds: str = "nothing"
@@ -82,6 +83,19 @@ FAMILIES: dict[str, Family] = {
             pad_tokens=("<|endoftext|>",),
             template_adds="Qwen2.5: the system turn 'You are Qwen, created by Alibaba Cloud. ...'; Qwen2: 'You are a "
             "helpful assistant.'; the lab's LLM: nothing",
+        ),
+        Family(
+            name="qwen3",
+            model_types=("qwen3",),
+            end_of_turn="<|im_end|>",
+            image_token="<image>",  # takes id 151669 of 151936 embedding rows
+            has_bos=False,
+            document_start="<|endoftext|>",
+            pad_tokens=("<|endoftext|>",),
+            pinned=MappingProxyType({"enable_thinking": False}),
+            template_adds="no system turn. Hybrid Qwen3: an empty <think> block before the last answer, which its "
+            "prompt writes only with enable_thinking false: pinned, so that prompt and training text agree. "
+            "Instruct-2507: nothing",
         ),
         Family(
             name="llama3",
@@ -116,12 +130,43 @@ FAMILIES: dict[str, Family] = {
             template_adds="nothing; it refuses system turns",
         ),
         Family(
+            name="gemma3",
+            model_types=("gemma3_text",),
+            end_of_turn="<end_of_turn>",
+            image_token="<unused0>",
+            has_bos=True,
+            pad_tokens=("<pad>",),
+            softcap_field="final_logit_softcapping",  # None in every published one
+            template_adds="nothing; a system turn becomes the beginning of the first user turn",
+        ),
+        Family(
+            name="phi3",  # Phi-3, Phi-3.5, Phi-4-mini
+            model_types=("phi3",),
+            end_of_turn="<|end|>",
+            image_token="<image>",  # 32011 of 32064 rows; Phi-4-mini: 200029 of 200064
+            has_bos=False,  # Phi-3's <s> is not in its template, Phi-4-mini's BOS is its end of text
+            document_start="<|endoftext|>",
+            pad_tokens=("<|endoftext|>",),
+            template_adds="no system turn; <|endoftext|> after the last turn, which is not supervised",
+        ),
+        Family(
+            name="phi4",
+            model_types=("phi3",),
+            end_of_turn="<|im_end|>",
+            image_token="<|dummy_0|>",
+            has_bos=False,
+            document_start="<|endoftext|>",
+            pad_tokens=("<|endoftext|>",),
+            template_adds="nothing",
+        ),
+        Family(
             name="mistral",
             model_types=("mistral",),
             end_of_turn="</s>",
             image_token="<image>",
             has_bos=True,
             pad_tokens=("<pad>", "<unk>"),
+            template_adds="nothing; a system turn becomes the beginning of a user turn",
         ),
         Family(  # last of the llama rows: every sentencepiece llama has </s>
             name="llama2",
@@ -159,6 +204,11 @@ def family_of(config: PreTrainedConfig, tokenizer: Any) -> Family:
     for row in FAMILIES.values():
         if config.model_type in row.model_types and row.end_of_turn in vocabulary:
             return row
+    if config.get_text_config() is not config:
+        raise ModelError(
+            f"LLM {tokenizer.name_or_path!r} is a multimodal model itself (model_type {config.model_type!r}); give a "
+            "text-only LLM, such as google/gemma-3-1b-it of the Gemma-3 family"
+        )
     raise ModelError(
         f"LLM {tokenizer.name_or_path!r}: no known family has model_type {config.model_type!r} and its end-of-turn "
         f"token in this tokenizer. Known: {table()}. To add one, give dpa.models.families.FAMILIES a row with "

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dpa.errors import ModelError
+from dpa.models.connectors import MULTIMODAL, frozen_names, kind_of
 
 Stage = Literal["proxy", "pretrain", "finetune"]
 
@@ -59,6 +60,8 @@ def set_trainable(model: nn.Module, stage: Stage) -> TrainableManifest:
     """
     wanted = TRAINED[stage]
     parts = {name: _part_of(name, stage) for name, _ in model.named_parameters()}
+    if isinstance(model, MULTIMODAL):
+        parts |= {_OF_CONNECTOR + name: "identity" for name in frozen_names(kind_of(model.config))}
     absent = [part for part in wanted if part not in parts.values() and part != "head"]
     if absent:
         raise ModelError(f"stage {stage} trains {' and '.join(wanted)}, but this model has no {' or '.join(absent)}")

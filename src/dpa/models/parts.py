@@ -19,6 +19,7 @@ from transformers import (
     AutoTokenizer,
     CLIPVisionModel,
     Dinov2Model,
+    Dinov2WithRegistersModel,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -45,6 +46,9 @@ class Tower:
     model_class: type[PreTrainedModel]
     has_class_token: bool
     """The first row of its hidden states is no patch. SigLIP has none: cutting the first row would cut a patch."""
+    registers_field: str | None
+    """Configuration field with the number of register tokens, which stand between class token and patches. LLaVA's
+    ``default`` cuts the class token alone, so the LLM sees them: an image has so many tokens more."""
     layers: str
     """Path of the list of transformer layers inside the model."""
     published_prefix: str
@@ -59,14 +63,20 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HALF = (0.5, 0.5, 0.5)
 
 TOWERS: dict[str, Tower] = {
-    "clip_vision_model": Tower(CLIPVisionModel, True, "encoder.layers", "vision_model.", _CLIP_MEAN, _CLIP_STD),
-    "siglip_vision_model": Tower(SiglipVisionModel, False, "encoder.layers", "vision_model.", _HALF, _HALF),
-    "dinov2": Tower(Dinov2Model, True, "encoder.layer", "", _IMAGENET_MEAN, _IMAGENET_STD),
+    "clip_vision_model": Tower(CLIPVisionModel, True, None, "encoder.layers", "vision_model.", _CLIP_MEAN, _CLIP_STD),
+    "siglip_vision_model": Tower(SiglipVisionModel, False, None, "encoder.layers", "vision_model.", _HALF, _HALF),
+    "dinov2": Tower(Dinov2Model, True, None, "encoder.layer", "", _IMAGENET_MEAN, _IMAGENET_STD),
+    "dinov2_with_registers": Tower(
+        Dinov2WithRegistersModel, True, "num_register_tokens", "encoder.layer", "", _IMAGENET_MEAN, _IMAGENET_STD
+    ),
 }
-"""``model_type`` of a vision configuration -> its row."""
+"""``model_type`` of a vision configuration -> its row. SigLIP 2 at a fixed resolution is a ``siglip``, too."""
 
 _VISION_PART: dict[str, str] = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 """Models of two towers whose vision tower is wanted."""
+
+_NAFLEX = ("siglip2", "siglip2_vision_model")
+"""SigLIP 2 with images of any shape: patches come padded, with a mask, which LLaVA's class does not hand on."""
 
 
 def tower_row(config: PreTrainedConfig) -> Tower:
@@ -76,6 +86,12 @@ def tower_row(config: PreTrainedConfig) -> Tower:
         ModelError: the table has none.
     """
     row = TOWERS.get(config.model_type)
+    if row is None and config.model_type in _NAFLEX:
+        raise ModelError(
+            f"vision tower of model_type {config.model_type!r} is a NaFlex SigLIP 2: its images have no fixed number "
+            "of tokens, which LLaVA's model class needs. Use a SigLIP 2 of fixed resolution, such as "
+            "google/siglip2-so400m-patch14-384 (model_type siglip)"
+        )
     if row is None:
         raise ModelError(
             f"vision tower of model_type {config.model_type!r} is not known; known: {', '.join(sorted(TOWERS))}. To "
@@ -85,9 +101,15 @@ def tower_row(config: PreTrainedConfig) -> Tower:
 
 
 def image_tokens_of(config: Any) -> int:
-    """Rows per image that the connector gets: the tower's patches, without a class token."""
+    """Rows per image that the connector gets: the tower's patches and registers, without a class token."""
     patches_per_side = int(config.image_size) // int(config.patch_size)
-    return patches_per_side**2
+    return patches_per_side**2 + registers_of(config)
+
+
+def registers_of(config: PreTrainedConfig) -> int:
+    """Register tokens between class token and patches."""
+    field = tower_row(config).registers_field
+    return 0 if field is None else int(config.to_dict()[field])
 
 
 def select_strategy(config: PreTrainedConfig) -> Literal["default", "full"]:

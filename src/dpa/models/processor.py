@@ -7,13 +7,14 @@ on both machines. In a saved folder the class is ``LlavaImageProcessor``; a mach
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from transformers import LlavaProcessor
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from dpa.models.parts import resolve_part, select_strategy, tower_row
+from dpa.models.parts import image_tokens_of, registers_of, resolve_part, select_strategy, tower_row
 from dpa.models.settings import ModelSettings
 from dpa.types import TextRules
 
@@ -54,13 +55,15 @@ def make_processor(image_processor: Any, tokenizer: Any, rules: TextRules, visio
     Raises:
         ModelError: the tower table has no row for ``vision_config``.
     """
+    # LLaVA's processor counts patches: a pooled connector's tokens are patches of twice the side
+    pooled = math.isqrt(image_tokens_of(vision_config) // rules.image_tokens)
     tokenizer.padding_side = "left"  # read by the processor alone: training collates by itself, on the right
     return LlavaProcessor(  # type: ignore[no-untyped-call]
         image_processor=image_processor,
         tokenizer=tokenizer,
-        patch_size=int(vision_config.patch_size),
+        patch_size=int(vision_config.patch_size) * pooled,
         vision_feature_select_strategy=select_strategy(vision_config),
         chat_template=rules.chat_template,
         image_token=rules.image_token,
-        num_additional_image_tokens=1 if tower_row(vision_config).has_class_token else 0,
+        num_additional_image_tokens=int(tower_row(vision_config).has_class_token) + registers_of(vision_config),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dpa.settings import Strict
 
@@ -17,15 +17,41 @@ class ModelSettings(Strict):
     llm_revision: str | None = None
     vision_tower: str = "lab:tower"
     vision_tower_revision: str | None = None
-    connector: Literal["mlp2x_gelu"] = "mlp2x_gelu"
-    """Linear, GELU, Linear (LLaVA-1.5; paper, section 4.1)."""
+    connector: Literal["linear", "mlp2x_gelu", "pooled"] = "mlp2x_gelu"
+    """``mlp2x_gelu``: Linear, GELU, Linear (LLaVA-1.5; paper, section 4.1). ``linear``: one layer (LLaVA-1.0).
+    ``pooled``: 2 x 2 patches become one token; saved as ``AyaVisionForConditionalGeneration``, see docs/models.md."""
     connector_from: Path | None = None
     """Start stage 2 from this connector (``mm_projector.bin``, safetensors, a checkpoint folder); None: at random."""
+    start_from: str | None = None
+    """Stage 3 alone, from a whole LLaVA checkpoint (a folder or hub id of class ``LlavaForConditionalGeneration``): its
+    LLM, tower, connector, tokenizer and image token. Stages 1 and 2 do not run."""
+    start_from_revision: str | None = None
     vision_feature_layer: int = -2
     """Hidden state of the tower that the connector reads (LLaVA-1.5: the penultimate)."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
     """``auto``: sdpa, and eager for families whose attention has a soft-cap (Gemma-2)."""
     trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelSettings:
+        if self.start_from is None:
+            return self
+        for name in _BROUGHT_ALONG:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"start_from brings its own {name}: leave out model.{name}, or leave out start_from")
+        return self
+
+
+_BROUGHT_ALONG = (
+    "llm",
+    "llm_revision",
+    "vision_tower",
+    "vision_tower_revision",
+    "connector",
+    "connector_from",
+    "vision_feature_layer",
+)
+"""What a whole checkpoint fixes."""
 
 
 class LoraSettings(Strict):

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dpa.models.attention import attention_arguments, packed_row_length
+from dpa.models.attention import attention_arguments, check_length, packed_row_length
 from dpa.models.rows import Rows, arrange
 from dpa.models.vlm import decoder, head
 from dpa.objectives import label_logits, label_logprobs
@@ -109,6 +109,7 @@ def text_only_logprobs(
     Raises:
         ModelError: an attention layer that cannot leave tokens out, or flash-attention with a window that is too short.
     """
+    check_length(decoder(llm).config, batch.input_ids.shape[1])
     sample_N, label_N = batch.supervised.nonzero(as_tuple=True)
     asked_N = torch.ones_like(sample_N, dtype=torch.bool) if all_samples else batch.has_image[sample_N]
     row_length = packed_row_length(decoder(llm).config) if packing else None

@@ -1,8 +1,8 @@
 """The multimodal model: joined from its parts, and run forward for training.
 
-Weights live in transformers' own ``LlavaForConditionalGeneration``; nothing is subclassed or patched. Its parts are
-joined without a second copy in memory and called in our order: tower, connector, splice, LLM body. The head is applied
-elsewhere, at supervised positions only.
+Weights live in transformers' own ``LlavaForConditionalGeneration`` (or its sister, see ``connectors``); nothing is
+subclassed or patched. Its parts are joined without a second copy in memory and called in our order: tower, connector,
+splice, LLM body. The head is applied elsewhere, at supervised positions only.
 
 Legend: B samples, L padded length, H hidden, V vocabulary, I images of a batch, P rows per image, C channels, D the
 tower's channels, R side of an image; in [R, K, H] R rows of a pass, K slots per row.
@@ -10,7 +10,6 @@ tower's channels, R side of an image; in [R, K, H] R rows of a pass, K slots per
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -19,23 +18,29 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import GenerationConfig, LlavaProcessor
 
 from dpa.errors import DataError, ModelError
-from dpa.models.attention import attention_arguments
+from dpa.models.attention import attention_arguments, check_length
+from dpa.models.connectors import (
+    MULTIMODAL,
+    MultimodalModel,
+    draw_connector,
+    empty_model,
+    kind_of,
+    tokens_per_image,
+)
 from dpa.models.digest import digest_of_part
 from dpa.models.families import FAMILIES, Family, family_of, text_rules
-from dpa.models.legacy import CONNECTOR_NAMES, check_connector, read_connector
+from dpa.models.legacy import check_connector, read_connector
 from dpa.models.lora import merge_adapter
 from dpa.models.parts import (
     frozen_features,
     grow_vocabulary,
-    image_tokens_of,
     load_llm,
     load_tokenizer,
     load_tower,
     resolve_part,
-    select_strategy,
 )
 from dpa.models.processor import ImageMode, make_image_processor, make_processor
 from dpa.models.rows import Rows
@@ -69,7 +74,7 @@ _SOFTCAP_FIELDS: dict[str, str] = {
 class Vlm:
     """A model and everything that is needed to feed it."""
 
-    model: LlavaForConditionalGeneration
+    model: MultimodalModel
     processor: LlavaProcessor
     tokenizer: Any
     """The processor's; fast."""
@@ -107,14 +112,14 @@ def build_vlm(
         merge_adapter(llm, adapter, base_digest=digest_of_part(resolve_part(settings.llm), settings.llm_revision))
     tower = load_tower(settings, dtype=dtype if tower_dtype is None else tower_dtype)
     family = family_of(llm.config, tokenizer)
-    rules = text_rules(family, tokenizer, image_tokens_of(tower.config))
+    rules = text_rules(family, tokenizer, tokens_per_image(settings.connector, tower.config))
     grow_vocabulary(llm, rules.image_token_id + 1)
     model = _join(llm, tower, settings, rules)
     start = connector if connector is not None else settings.connector_from
     if start is None:
-        _draw_connector(model.model.multi_modal_projector, seed)
+        draw_connector(model.model.multi_modal_projector, settings.connector, seed)
     else:
-        _load_connector(model.model.multi_modal_projector, start)
+        _load_connector(model, start)
     image_processor = make_image_processor(settings, tower.config, image_mode)
     processor = make_processor(image_processor, tokenizer, rules, tower.config)
     model.generation_config = generation_config(tokenizer, rules)
@@ -136,24 +141,19 @@ def generation_config(tokenizer: Any, rules: TextRules) -> GenerationConfig:
     )
 
 
-def _join(llm: Any, tower: Any, settings: ModelSettings, rules: TextRules) -> LlavaForConditionalGeneration:
+def _join(llm: Any, tower: Any, settings: ModelSettings, rules: TextRules) -> MultimodalModel:
     """One model that owns the very modules of ``llm`` and ``tower``: no weight is copied, tied ones stay tied.
 
     The connector is left uninitialised, in float32.
     """
     kernels = llm.config._attn_implementation, tower.config._attn_implementation
-    config = LlavaConfig(
-        vision_config=tower.config,
-        text_config=llm.config,
-        image_token_index=rules.image_token_id,
-        image_seq_length=rules.image_tokens,
+    model = empty_model(  # shapes only: the modules are replaced below
+        settings.connector,
+        text=llm.config,
+        vision=tower.config,
+        image_token_id=rules.image_token_id,
         vision_feature_layer=settings.vision_feature_layer,
-        vision_feature_select_strategy=select_strategy(tower.config),
-        projector_hidden_act="gelu",
-        tie_word_embeddings=bool(llm.config.tie_word_embeddings),
     )
-    with torch.device("meta"):  # shapes only: the modules are replaced below
-        model = LlavaForConditionalGeneration(config)
     # the outer configuration has put its own choice into the parts', which the parts read at each forward
     llm.config._attn_implementation, tower.config._attn_implementation = kernels
     model.model.language_model = llm.base_model
@@ -166,25 +166,15 @@ def _join(llm: Any, tower: Any, settings: ModelSettings, rules: TextRules) -> Ll
     return model
 
 
-@torch.no_grad()
-def _draw_connector(projector: nn.Module, seed: int) -> None:
-    """torch's own start of a linear layer, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases (as LLaVA)."""
-    generator = torch.Generator().manual_seed(seed)
-    for name in CONNECTOR_NAMES:
-        layer = projector.get_submodule(name.rpartition(".")[0])
-        assert isinstance(layer, nn.Linear)
-        bound = 1.0 / math.sqrt(layer.in_features)
-        projector.get_parameter(name).uniform_(-bound, bound, generator=generator)
-
-
-def _load_connector(projector: nn.Module, path: Path) -> None:
-    first, second = projector.get_parameter("linear_1.weight"), projector.get_parameter("linear_2.weight")
+def _load_connector(model: MultimodalModel, path: Path) -> None:
+    config: Any = model.config
     state = read_connector(path)
-    check_connector(state, path, tower=first.shape[1], llm=second.shape[0])
-    projector.load_state_dict(state, strict=True)
+    widths = {"tower": int(config.vision_config.hidden_size), "llm": int(config.text_config.hidden_size)}
+    check_connector(state, path, **widths, kind=kind_of(config))
+    model.model.multi_modal_projector.load_state_dict(state, strict=True)
 
 
-def tower_features(model: LlavaForConditionalGeneration, pixel_values: Tensor) -> Tensor:
+def tower_features(model: MultimodalModel, pixel_values: Tensor) -> Tensor:
     """The frozen tower's rows, never with gradients.
 
     Args:
@@ -202,29 +192,29 @@ def tower_features(model: LlavaForConditionalGeneration, pixel_values: Tensor) -
     return features
 
 
-def image_features(model: LlavaForConditionalGeneration, pixel_values: Tensor) -> Tensor:
+def image_features(model: MultimodalModel, pixel_values: Tensor) -> Tensor:
     """Tower (never with gradients), then connector.
 
     Args:
         pixel_values: [I, C, R, R], any float dtype.
 
     Returns:
-        [I, P, H], in the connector's dtype (under autocast: its).
+        [I, P, H], P the placeholders of an image, in the connector's dtype (under autocast: its).
     """
     return _project(model, tower_features(model, pixel_values))
 
 
-def batch_features(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor | None:
+def batch_features(model: MultimodalModel, batch: Batch) -> Tensor | None:
     """``image_features`` of a batch's images, or of their rows from a cache; None where it has neither."""
     if batch.features is not None:
         return _project(model, batch.features)
     return None if batch.pixel_values is None else image_features(model, batch.pixel_values)
 
 
-def _project(model: LlavaForConditionalGeneration, features_IPD: Tensor) -> Tensor:
+def _project(model: MultimodalModel, features_IPD: Tensor) -> Tensor:
     projector = model.model.multi_modal_projector
-    projected_IPH: Tensor = projector(features_IPD.to(projector.linear_1.weight.dtype))
-    return projected_IPH
+    projected: Tensor = projector(features_IPD.to(projector.linear_1.weight.dtype))
+    return projected.flatten(1, -2)  # a pooled connector leaves rows and columns apart
 
 
 def hidden_states(model: nn.Module, batch: Batch, features: Tensor | None = None, rows: Rows | None = None) -> Tensor:
@@ -242,15 +232,16 @@ def hidden_states(model: nn.Module, batch: Batch, features: Tensor | None = None
 
     Raises:
         DataError: placeholders and images do not match; names both counts and the samples.
-        ModelError: images for a model without a vision tower; see ``attention_arguments``.
+        ModelError: images for a model without a vision tower; see ``attention_arguments``, ``check_length``.
     """
     whole = _without_wrapper(model)
     if features is None and (batch.pixel_values is not None or batch.features is not None):
-        if not isinstance(whole, LlavaForConditionalGeneration):
+        if not isinstance(whole, MULTIMODAL):
             raise ModelError(f"a batch with images (samples {', '.join(batch.sample_ids)}) for an LLM without a tower")
         features = batch_features(whole, batch)
     _check_features(features, batch)
     body = decoder(model)
+    check_length(body.config, batch.input_ids.shape[1])
     if rows is None:
         position_ids, is_image, input_ids = batch.position_ids, batch.is_image, batch.input_ids
     else:
@@ -275,7 +266,7 @@ def decoder(model: nn.Module) -> Any:
         model: as for ``hidden_states``.
     """
     whole = _without_wrapper(model)
-    return whole.model.language_model if isinstance(whole, LlavaForConditionalGeneration) else whole.base_model
+    return whole.model.language_model if isinstance(whole, MULTIMODAL) else whole.base_model
 
 
 def head(model: nn.Module) -> tuple[Tensor, float | None]:

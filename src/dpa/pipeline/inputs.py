@@ -16,9 +16,11 @@ from dpa.data.dataset import StageData
 from dpa.data.images import ImageTransform
 from dpa.data.records import read_records
 from dpa.log import get_logger
+from dpa.models.connectors import tokens_per_image
 from dpa.models.families import family_of, text_rules
+from dpa.models.foreign import Opened, checkpoint_folder, open_checkpoint
 from dpa.models.legacy import check_connector, read_connector
-from dpa.models.parts import image_tokens_of, load_tokenizer, resolve_part, tower_config
+from dpa.models.parts import load_tokenizer, resolve_part, tower_config
 from dpa.models.processor import make_image_processor
 from dpa.recipe import STAGES, Recipe, StageName
 from dpa.store import FileDigests, Store
@@ -73,25 +75,43 @@ class Inputs:
         """Folder of everything that can be made again."""
         self.cache.mkdir(exist_ok=True)
         self._digests = FileDigests(self.cache / "digests.json")
-        self.tokenizer: Any = load_tokenizer(recipe.model)
-        self.tower_config: Any = tower_config(recipe.model)
-        llm = resolve_part(recipe.model.llm)
-        config = AutoConfig.from_pretrained(
-            llm, revision=recipe.model.llm_revision, trust_remote_code=recipe.model.trust_remote_code
-        )
-        self._llm_width = int(config.get_text_config().hidden_size)
-        self._tower_width = int(self.tower_config.hidden_size)
-        self.rules = text_rules(family_of(config, self.tokenizer), self.tokenizer, image_tokens_of(self.tower_config))
+        self.start: Opened | None = None
+        """The checkpoint that stage 3 starts from, if the recipe names one."""
+        self.tokenizer: Any
+        self.tower_config: Any
+        if recipe.model.start_from is not None:
+            folder = checkpoint_folder(recipe.model.start_from, recipe.model.start_from_revision)
+            self.start = start = open_checkpoint(folder)
+            self.tokenizer, self.rules = start.tokenizer, start.rules
+            self.tower_config, self._llm_config = start.config.vision_config, start.config.text_config
+        else:
+            self.tokenizer, self.tower_config = load_tokenizer(recipe.model), tower_config(recipe.model)
+            self._llm_config = AutoConfig.from_pretrained(
+                resolve_part(recipe.model.llm),
+                revision=recipe.model.llm_revision,
+                trust_remote_code=recipe.model.trust_remote_code,
+            )
+            family = family_of(self._llm_config, self.tokenizer)
+            self.rules = text_rules(family, self.tokenizer, tokens_per_image(recipe.model.connector, self.tower_config))
         self._stages: dict[StageName, StageInput] = {}
+
+    @cached_property
+    def start_from(self) -> str | None:
+        """Digest of the files of the checkpoint that stage 3 starts from; None: it starts from parts."""
+        return None if self.start is None else self._digests.folder(self.start.folder, suffixes=_MODEL_FILES)
 
     @cached_property
     def llm(self) -> str:
         """Digest of the original LLM's files, tokenizer included."""
+        if self.start_from is not None:
+            return self.start_from
         return self._part(self.recipe.model.llm, self.recipe.model.llm_revision)
 
     @cached_property
     def tower(self) -> str:
         """Digest of the vision tower's files."""
+        if self.start_from is not None:
+            return self.start_from
         return self._part(self.recipe.model.vision_tower, self.recipe.model.vision_tower_revision)
 
     @cached_property
@@ -110,7 +130,9 @@ class Inputs:
         """
         path = self.recipe.model.connector_from
         if path is not None:
-            check_connector(read_connector(path), path, tower=self._tower_width, llm=self._llm_width)
+            state, kind = read_connector(path), self.recipe.model.connector
+            tower, llm = self.tower_config.hidden_size, self._llm_config.get_text_config().hidden_size
+            check_connector(state, path, tower=int(tower), llm=int(llm), kind=kind)
 
     def stage(self, stage: StageName) -> StageInput:
         """A stage's data, read and checked at the first call.
@@ -129,7 +151,7 @@ class Inputs:
         with_images = stage != "proxy"
         transform = None
         if with_images:
-            processor = make_image_processor(recipe.model, self.tower_config, settings.image_mode)
+            processor = self.image_processor(settings)
             side = int(self.tower_config.image_size)
             transform = ImageTransform(processor, settings.image_mode, side, max_pixels=recipe.data.max_image_pixels)
         data = StageData(
@@ -151,9 +173,18 @@ class Inputs:
             )
         return StageInput(data=data.select(checked.kept), audit=checked)
 
+    def image_processor(self, settings: StageSettings) -> Any:
+        """Of a stage: the tower's own values, the stage's way to make a picture square."""
+        model = self.recipe.model
+        if self.start is not None:
+            model = model.model_copy(update={"vision_tower": str(self.start.folder)})
+        return make_image_processor(model, self.tower_config, settings.image_mode)
+
     @property
     def llm_folder(self) -> Path:
-        """Where the original LLM's files lie on this machine."""
+        """Where the original LLM's files lie on this machine (with ``start_from``: the checkpoint that holds it)."""
+        if self.start is not None:
+            return self.start.folder
         source = resolve_part(self.recipe.model.llm)
         if Path(source).is_dir():
             return Path(source)

@@ -80,6 +80,23 @@ def stages_until(until: str | None) -> tuple[StageName, ...]:
     return STAGES[: STAGES.index(names[until]) + 1]
 
 
+def stages_of(recipe: Recipe, until: str | None) -> tuple[StageName, ...]:
+    """The stages that a call runs: up to ``until``, and with ``model.start_from`` stage 3 alone.
+
+    Raises:
+        RecipeError: no such stage, or one that ``model.start_from`` leaves out.
+    """
+    stages = stages_until(until)
+    if recipe.model.start_from is None:
+        return stages
+    if "finetune" not in stages:
+        raise RecipeError(
+            f"--until {until}: with model.start_from stage 3 starts from a whole checkpoint, and stages 1 and 2 do not "
+            "run; leave out --until or model.start_from"
+        )
+    return ("finetune",)
+
+
 def run(recipe: Recipe, *, until: str | None = None) -> RunResult:
     """Runs the recipe's methods up to a stage; continues where an earlier start stopped.
 
@@ -91,7 +108,7 @@ def run(recipe: Recipe, *, until: str | None = None) -> RunResult:
         UserError: the input is wrong (before anything is trained wherever that can be known).
         DpaError: training failed; what is finished stays and the same call continues.
     """
-    stages = stages_until(until)
+    stages = stages_of(recipe, until)
     _one_process()
     folder = RunFolder(recipe)
     folder.prepare()
@@ -125,7 +142,7 @@ def dry_run(recipe: Recipe, *, until: str | None = None) -> Plan:
     Raises:
         UserError: as :func:`run` would.
     """
-    stages = stages_until(until)
+    stages = stages_of(recipe, until)
     store = store_of(recipe)
     inputs = Inputs(recipe, store)
     _check(recipe, inputs, stages)

@@ -14,10 +14,11 @@ from torch import nn
 from transformers import AutoConfig
 
 from dpa.data.chat import ENCODING_VERSION
+from dpa.data.probe import probe_digest
 from dpa.errors import CheckpointError
 from dpa.log import get_logger
-from dpa.models.checkpoint_io import save_checkpoint
-from dpa.models.digest import digest_of_llm, digest_of_part
+from dpa.models.checkpoint_io import load_checkpoint, save_checkpoint
+from dpa.models.digest import digest_of_llm, digest_of_model, digest_of_part
 from dpa.models.freeze import set_trainable
 from dpa.models.legacy import write_mm_projector
 from dpa.models.lora import attach_lora, merge_adapter, save_adapter
@@ -124,7 +125,11 @@ def stage_inputs(
     if stage == "pretrain":
         found["proxy"] = done["proxy"].key if "proxy" in done else None
         found["connector_from"] = inputs.connector_from
-    if stage == "finetune":
+        if recipe.model.connector != "mlp2x_gelu":  # named only then: keys of before there were others stay valid
+            found["connector_kind"] = recipe.model.connector
+    if stage == "finetune" and inputs.start_from is not None:
+        found["start_from"] = inputs.start_from
+    elif stage == "finetune":
         found["connector"] = done["pretrain"].key
     # rounded otherwise; named only where they are on, so that nothing is trained again where they are off
     if _text_cached(recipe, method, stage):
@@ -215,6 +220,9 @@ def _reference(run: StageRun) -> nn.Module | None:
     """For objective ``prior``: the LLM that the stage starts from, frozen. Stage 2: the proxy where there is one."""
     if run.recipe.objective(run.method, run.stage) != "prior":
         return None
+    if run.inputs.start is not None:
+        start = load_checkpoint(run.inputs.start.folder, dtype=run.frozen_dtype, attention=run.recipe.model.attention)
+        return start.model.requires_grad_(False)
     llm = load_llm(run.recipe.model, dtype=run.frozen_dtype)
     adapter = run.artefact_of("proxy") if run.stage == "pretrain" else None
     if adapter is not None:
@@ -241,10 +249,13 @@ def _prove_original(run: StageRun, made: Made) -> dict[str, Any]:
     original = _original_digest(run, made)
     if memory != original:
         raise CheckpointError(
-            f"stage 3 would not start from the original LLM: {run.recipe.model.llm} has digest {original[:12]}, the "
+            f"stage 3 would not start from the original LLM: {run.inputs.llm_folder} has digest {original[:12]}, the "
             f"joined model's LLM {memory[:12]}; remove {run.entry.partial} and start again"
         )
-    return {"llm_original": original, "llm_at_start": memory}
+    proof: dict[str, Any] = {"llm_original": original, "llm_at_start": memory}
+    if run.inputs.start is not None:
+        proof["start_from"] = {"source": run.recipe.model.start_from, "files": run.inputs.start_from}
+    return proof
 
 
 def _original_digest(run: StageRun, made: Made) -> str:
@@ -290,6 +301,8 @@ def _keep_connector(run: StageRun, made: Made, folder: Path) -> dict[str, Any]:
 
 
 def _join_finetune(run: StageRun) -> Made:
+    if run.inputs.start is not None:
+        return _join_whole(run, run.inputs.start.folder)
     connector = run.artefact_of("pretrain")
     assert connector is not None, "stage 2 comes before stage 3"
     vlm = build_vlm(
@@ -303,11 +316,24 @@ def _join_finetune(run: StageRun) -> Made:
     return Made(vlm.model, vlm)
 
 
+def _join_whole(run: StageRun, folder: Path) -> Made:
+    """A whole checkpoint, trained on: fp32 weights, the tower in the compute dtype, this stage's image mode."""
+    vlm = load_checkpoint(folder, dtype=torch.float32, attention=run.recipe.model.attention)
+    vlm.model.model.vision_tower.to(run.frozen_dtype)
+    vlm.processor.image_processor = run.inputs.image_processor(run.settings)
+    return Made(vlm.model, vlm)
+
+
 def _keep_checkpoint(run: StageRun, made: Made, folder: Path) -> dict[str, Any]:
     assert made.vlm is not None
     dtype = torch.bfloat16 if run.frozen_dtype == torch.bfloat16 else None
     save_checkpoint(made.vlm, folder / ARTEFACTS["finetune"], dtype=dtype)
-    return {"llm_at_end": digest_of_llm(made.model)}
+    vlm = made.vlm
+    return {
+        "llm_at_end": digest_of_llm(made.model),
+        "weights": digest_of_model(folder / ARTEFACTS["finetune"]),  # dpa export compares both
+        "template_ids": probe_digest(vlm.tokenizer, vlm.rules),
+    }
 
 
 STAGE_TABLE: dict[StageName, Stage] = {

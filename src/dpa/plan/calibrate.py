@@ -42,13 +42,13 @@ def calibrate(recipe: Recipe, machine: Machine, stages: tuple[StageName, ...]) -
     for stage in stages:
         audit = inputs.stage(stage).audit
         images = audit.has_image.astype("int64")
-        text = audit.lengths.astype("int64") - images * parts.tower.image_tokens
+        text = audit.lengths.astype("int64") - images * parts.image_tokens
         samples = Samples(text, images, audit.labels.astype("int64"), counted=True)
         settings = settings_of(recipe, stage)
         work = workload(
             samples,
             settings,
-            image_tokens=parts.tower.image_tokens,
+            image_tokens=parts.image_tokens,
             ranks=1,
             packing=packs(settings, recipe.fidelity),
             seed=recipe.seed,

@@ -130,6 +130,7 @@ def peak_bytes(
     on_cpu: bool = False,
     parallel: ParallelName = "ddp",
     ranks: int = 1,
+    accumulates: bool = True,
 ) -> dict[str, float]:
     """Bytes per device by part at a step's peak, with their ``total``; ``resident``: of it what is there between steps.
 
@@ -138,6 +139,8 @@ def peak_bytes(
         on_cpu: tiles of the CPU path.
         parallel: what ranks share: nothing (ddp), gradients and moments (zero2), weights, too (fsdp, zero3).
         ranks: devices.
+        accumulates: a step has several micro-batches, so that all gradients are there when activations peak. With a
+            single one only the head's and the last layer's are, and the others come as activations go.
     """
     frozen, trained = sizes.parameters(stage)
     shared = 1.0 / ranks if parallel in ("fsdp", "zero3") else 1.0
@@ -163,6 +166,11 @@ def peak_bytes(
         parts["gathered layers"] = float(number * whole)
     pixels = 0.0 if stage == "proxy" else load.images * 3 * sizes.tower.side**2 * FP32
     parts["batch"] = pixels + load.positions * 40.0  # ids, positions and masks
+    if stage == "finetune" and not accumulates:
+        llm = sizes.llm
+        early = (llm.layer + llm.vocabulary * llm.hidden) / sizes.llm_parameters
+        moving = parts["activations"] + parts["transients"]
+        parts["gradients"] = max(parts["gradients"] * min(1.0, early), parts["gradients"] - moving)
     resident = parts["weights"] + parts["optimizer"]
     return parts | {"resident": resident, "total": sum(parts.values())}
 

@@ -242,6 +242,7 @@ def memory_of(
         number=FP32 if recipe.train.precision == "fp32" else BF16,
         parallel=recipe.parallel,
         ranks=machine.ranks,
+        accumulates=work.micro_batches > 1,
     )
 
 
@@ -312,7 +313,7 @@ def _work(recipe: Recipe, settings: StageSettings, samples: Samples, parts: Part
     return workload(
         samples,
         settings,
-        image_tokens=parts.tower.image_tokens,
+        image_tokens=parts.image_tokens,
         ranks=ranks,
         packing=packs(settings, recipe.fidelity),
         seed=recipe.seed,
@@ -325,9 +326,10 @@ def _distinct(recipe: Recipe) -> list[tuple[StageName, tuple[MethodName, ...]]]:
     for method in recipe.methods:
         proxy = METHODS[method].proxy
         path = (recipe.objective(method, "pretrain"), proxy)
-        if proxy:
+        if proxy and recipe.model.start_from is None:
             groups.setdefault(("proxy",), []).append(method)
-        groups.setdefault(("pretrain", *path), []).append(method)
+        if recipe.model.start_from is None:
+            groups.setdefault(("pretrain", *path), []).append(method)
         groups.setdefault(("finetune", *path, recipe.objective(method, "finetune")), []).append(method)
     ordered = sorted(groups.items(), key=lambda item: STAGES.index(item[0][0]))
     return [(key[0], tuple(methods)) for key, methods in ordered]
@@ -341,13 +343,18 @@ def _missing(recipe: Recipe) -> Iterable[Problem]:
     for source in dict.fromkeys((*recipe.data.captions, *recipe.data.instructions)):
         if not _there(source):
             yield Problem("error", f"{source.path} is not here", "download it, or name where it is (data.*.path)")
-    for name in (recipe.model.llm, recipe.model.vision_tower):
+    for name in _models(recipe):
         if not _model_here(name):
             yield Problem("advice", f"{name} is not on this machine", "the first run downloads it")
 
 
 def _there(source: DataSource) -> bool:
     return source.path.exists() or any(Path().glob(str(source.path)) if not source.path.is_absolute() else ())
+
+
+def _models(recipe: Recipe) -> tuple[str, ...]:
+    model = recipe.model
+    return (model.llm, model.vision_tower) if model.start_from is None else (model.start_from,)
 
 
 def _model_here(name: str) -> bool:
@@ -362,9 +369,7 @@ def _model_here(name: str) -> bool:
 
 def _states(recipe: Recipe, problems: list[Problem]) -> tuple[dict[tuple[MethodName, StageName], str], Inputs | None]:
     """What is finished already, and the opened data, where everything is here."""
-    if any(problem.level == "error" for problem in problems) or not all(
-        _model_here(name) for name in (recipe.model.llm, recipe.model.vision_tower)
-    ):
+    if any(problem.level == "error" for problem in problems) or not all(_model_here(name) for name in _models(recipe)):
         return {}, None
     try:
         rows = dry_run(recipe).rows
@@ -380,7 +385,7 @@ def _samples(
     if inputs is not None:
         audit = inputs.stage(stage).audit
         images = audit.has_image.astype("int64")
-        text = audit.lengths.astype("int64") - images * parts.tower.image_tokens
+        text = audit.lengths.astype("int64") - images * parts.image_tokens
         return Samples(text, images, audit.labels.astype("int64"), counted=True)
     sets: list[tuple[DataSet, int]] = []
     for source in _sources(recipe, stage):
@@ -410,10 +415,10 @@ def _disk(recipe: Recipe, parts: Parts, stages: list[StagePlan]) -> dict[str, fl
             settings, planned.stage, objective_name=planned.objective, fidelity=recipe.fidelity
         ):  # a float32 per caption token; CAL keeps two
             per_token = FP32 * (2 if planned.objective == "cal" else 1)
-            text = planned.tokens - planned.samples * parts.tower.image_tokens
+            text = planned.tokens - planned.samples * parts.image_tokens
             found["text-only cache"] = found.get("text-only cache", 0.0) + per_token * max(0.0, text)
         if recipe.train.vision_cache and planned.stage != "proxy":
-            rows = planned.samples * parts.tower.image_tokens
+            rows = planned.samples * parts.image_tokens
             found[f"vision cache, {planned.stage}"] = 2.0 * rows * parts.tower.hidden
     return found
 

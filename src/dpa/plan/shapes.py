@@ -5,16 +5,18 @@ Legend: H hidden, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.hub import cached_file
 
 from dpa.errors import ModelError
+from dpa.models.connectors import ConnectorKind, frozen_names, kind_of, shapes, tokens_per_image
 from dpa.models.parts import image_tokens_of, resolve_part, tower_row
 from dpa.models.settings import ModelSettings
 from dpa.plan.known import LLMS, TOWERS
@@ -92,6 +94,8 @@ class Parts:
     tower_parameters: int
     connector_parameters: int
     lora_parameters: int
+    image_tokens: int
+    """Placeholders of an image: the tower's rows, fewer with connector ``pooled``."""
     sources: dict[str, Source]
     """``llm``, ``vision_tower`` -> where the configuration came from."""
 
@@ -102,10 +106,15 @@ def read_parts(settings: ModelSettings, *, lora_rank: int) -> Parts:
     Raises:
         ModelError: a configuration cannot be had.
     """
-    llm_config, llm_source = _config(settings.llm, settings.llm_revision, LLMS, settings.trust_remote_code)
-    tower_config, tower_source = _config(settings.vision_tower, settings.vision_tower_revision, TOWERS, False)
-    text: Any = llm_config.get_text_config()
-    vision: Any = tower_config.vision_config if hasattr(tower_config, "vision_config") else tower_config
+    kind = settings.connector
+    if settings.start_from is not None:
+        whole, llm_source = _config(settings.start_from, settings.start_from_revision, {}, False)
+        text, vision, tower_source, kind = whole.text_config, whole.vision_config, llm_source, kind_of(whole)
+    else:
+        llm_config, llm_source = _config(settings.llm, settings.llm_revision, LLMS, settings.trust_remote_code)
+        seen_config, tower_source = _config(settings.vision_tower, settings.vision_tower_revision, TOWERS, False)
+        text = llm_config.get_text_config()
+        vision = seen_config.vision_config if hasattr(seen_config, "vision_config") else seen_config
     row = tower_row(vision)
     with torch.device("meta"):
         llm: nn.Module = AutoModelForCausalLM.from_config(text)  # type: ignore[no-untyped-call]
@@ -138,19 +147,23 @@ def read_parts(settings: ModelSettings, *, lora_rank: int) -> Parts:
         tower=seen,
         llm_parameters=_numbers(llm),
         tower_parameters=_numbers(tower),
-        connector_parameters=(seen.hidden + 1) * shape.hidden + (shape.hidden + 1) * shape.hidden,
+        connector_parameters=_connector(kind, tower=seen.hidden, llm=shape.hidden),
         lora_parameters=sum(lora_rank * (linear.in_features + linear.out_features) for linear in linears),
+        image_tokens=tokens_per_image(kind, vision),
         sources={"llm": llm_source, "vision_tower": tower_source},
     )
+
+
+def _connector(kind: ConnectorKind, *, tower: int, llm: int) -> int:
+    fixed = frozen_names(kind)
+    return sum(math.prod(size) for name, size in shapes(kind, tower=tower, llm=llm).items() if name not in fixed)
 
 
 def _numbers(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _config(
-    name: str, revision: str | None, table: dict[str, dict[str, Any]], trust: bool
-) -> tuple[PreTrainedConfig, Source]:
+def _config(name: str, revision: str | None, table: dict[str, dict[str, Any]], trust: bool) -> tuple[Any, Source]:
     source = resolve_part(name)
     if Path(source).is_dir():
         return AutoConfig.from_pretrained(source, trust_remote_code=trust), "folder"

@@ -24,7 +24,7 @@ def plan_text(plan: RunPlan) -> str:
         f"{plan.recipe}: {machine.ranks} x {machine.gpu.title}, {plan.parallel}; {speed}",
         f"LLM {parts.llm_parameters / 1e9:.3f} B ({_source(parts.sources['llm'])}), vision tower "
         f"{parts.tower_parameters / 1e6:.0f} M ({_source(parts.sources['vision_tower'])}), connector "
-        f"{parts.connector_parameters / 1e6:.1f} M, {parts.tower.image_tokens} tokens an image",
+        f"{parts.connector_parameters / 1e6:.1f} M, {parts.image_tokens} tokens an image",
     ]
     blocks = ["\n".join(lines), _stages(plan), _memory(plan)]
     if not all(stage.counted for stage in plan.stages):

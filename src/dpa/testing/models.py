@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import (
@@ -23,9 +23,10 @@ from transformers import (
 
 from dpa.types import Batch
 
-ModelType = Literal["qwen2", "llama", "gemma2", "mistral"]
-MODEL_TYPES: tuple[ModelType, ...] = ("qwen2", "llama", "gemma2", "mistral")
+ModelType = Literal["qwen2", "qwen3", "llama", "gemma2", "gemma3_text", "phi3", "mistral"]
+MODEL_TYPES: tuple[ModelType, ...] = get_args(ModelType)
 
+GEMMA_LAYERS = ("sliding_attention", "full_attention")
 VOCABULARY = 160
 BOS = 1
 DOCUMENT_START = 2
@@ -46,7 +47,7 @@ def tiny_text_config(
     """A text configuration with grouped-query attention and, for Gemma-2, soft-caps that bend.
 
     Args:
-        sliding_window: tokens. Qwen2: all layers but the first use it; Mistral: all; Gemma-2: every other one, and
+        sliding_window: tokens. Qwen: all layers but the first use it; Mistral, Phi: all; Gemma: every other one, and
             None means its own 4096. Llama has none: it must be None.
     """
     if model_type == "llama" and sliding_window is not None:
@@ -65,15 +66,18 @@ def tiny_text_config(
         "eos_token_id": DOCUMENT_START,
         "pad_token_id": PAD,
     }
-    if model_type == "qwen2":
+    if model_type in ("qwen2", "qwen3"):
         settings |= {"use_sliding_window": sliding_window is not None, "sliding_window": sliding_window}
         settings |= {"max_window_layers": 1}
+    if model_type in ("qwen2", "phi3"):
         del settings["head_dim"]
-    if model_type == "mistral":
+    if model_type in ("mistral", "phi3"):
         settings |= {"sliding_window": sliding_window}
+    if model_type in ("gemma2", "gemma3_text"):
+        settings |= {"query_pre_attn_scalar": hidden_size // 4, "sliding_window": sliding_window or 4096}
+        settings |= {"layer_types": [GEMMA_LAYERS[layer % 2] for layer in range(layers)]}
     if model_type == "gemma2":
         settings |= {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0}
-        settings |= {"query_pre_attn_scalar": hidden_size // 4, "sliding_window": sliding_window or 4096}
     return AutoConfig.for_model(model_type, **settings)
 
 
@@ -126,9 +130,10 @@ def tiny_llava(
 
 
 @torch.no_grad()
-def _draw_weights(model: torch.nn.Module, seed: int) -> None:
+def _draw_weights(model: Any, seed: int) -> None:
     """Matrices keep the variance of what passes through them; norms stay near their start; biases, head are large."""
     generator = torch.Generator().manual_seed(seed)
+    gemma = "gemma" in model.config.text_config.model_type
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if parameter.ndim == 1:
@@ -137,8 +142,8 @@ def _draw_weights(model: torch.nn.Module, seed: int) -> None:
         fan_in = parameter[0].numel()
         gain = 2.0 if "lm_head" in name or "_proj" in name else 1.0
         scale = gain * fan_in**-0.5
-        # Gemma-2 multiplies embeddings by sqrt(hidden) itself; elsewhere they would drown in the first layer's output.
-        if "embed_tokens" in name and model.config.text_config.model_type != "gemma2":  # type: ignore[union-attr]
+        # Gemma multiplies embeddings by sqrt(hidden) itself; elsewhere they would drown in the first layer's output.
+        if "embed_tokens" in name and not gemma:
             scale = 1.0
         parameter.copy_(noise * scale)
 

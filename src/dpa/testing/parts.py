@@ -7,9 +7,8 @@ byte fall-back) with its special tokens and the structure of its chat template.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -22,18 +21,38 @@ from transformers import (
     CLIPVisionModel,
     Dinov2Config,
     Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipModel,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from dpa.testing import chat_templates
+from dpa.testing.tiny_families import TINY_FAMILIES, TINY_RECIPES, WINDOWED, TinyFamily, TinyRecipe
 
-TinyFamily = Literal["qwen2", "lab", "llama3", "smollm2", "gemma2", "mistral", "llama2"]
-TINY_FAMILIES: tuple[TinyFamily, ...] = ("qwen2", "lab", "llama3", "smollm2", "gemma2", "mistral", "llama2")
-TowerKind = Literal["clip", "clip_full", "siglip", "dinov2"]
+__all__ = [
+    "HIDDEN",
+    "PATCH",
+    "REGISTERS",
+    "SIDE",
+    "TINY_FAMILIES",
+    "TOWER_KINDS",
+    "WINDOWED",
+    "TinyFamily",
+    "TowerKind",
+    "tiny_model_type",
+    "tiny_tokenizer",
+    "write_tiny_llm",
+    "write_tiny_tower",
+]
+
+TowerKind = Literal["clip", "clip_full", "siglip", "siglip_full", "dinov2", "dinov2_registers"]
+TOWER_KINDS: tuple[TowerKind, ...] = get_args(TowerKind)
+REGISTERS = 2
 
 HIDDEN = 32
 SIDE, PATCH = 16, 4
@@ -48,119 +67,24 @@ _LINES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Recipe:
-    """What makes a family's files."""
-
-    model_type: str
-    specials: tuple[str, ...]
-    template: str | None
-    eos: str
-    bos: str | None = None
-    pad: str | None = None
-    unk: str | None = None
-    sentencepiece: bool = False
-    prefix_space: bool = False
-    """A word-start mark goes before the text (Llama-2, Mistral)."""
-    adds_bos: bool = False
-    ordinary: tuple[str, ...] = ()
-    """Added tokens that are not special (Gemma's unused ones)."""
-    free_rows: int = 0
-    """Embedding rows beyond the tokenizer's ids."""
-    tied: bool = False
-    config: dict[str, Any] | None = None
-
-
-_RECIPES: dict[TinyFamily, _Recipe] = {
-    "qwen2": _Recipe(
-        model_type="qwen2",
-        specials=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-        template=chat_templates.QWEN25,
-        eos="<|im_end|>",
-        pad="<|endoftext|>",
-        free_rows=7,
-    ),
-    "lab": _Recipe(
-        model_type="qwen2",
-        specials=("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"),
-        template=chat_templates.LAB,
-        eos="<|im_end|>",
-        pad="<|endoftext|>",
-        tied=True,
-    ),
-    "llama3": _Recipe(
-        model_type="llama",
-        specials=(
-            "<|begin_of_text|>",
-            "<|end_of_text|>",
-            "<|reserved_special_token_0|>",
-            "<|finetune_right_pad_id|>",
-            "<|start_header_id|>",
-            "<|end_header_id|>",
-            "<|eot_id|>",
-        ),
-        template=chat_templates.LLAMA32,
-        bos="<|begin_of_text|>",
-        eos="<|eot_id|>",
-        adds_bos=True,
-    ),
-    "smollm2": _Recipe(
-        model_type="llama",
-        specials=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-        template=chat_templates.SMOLLM2,
-        bos="<|im_start|>",
-        eos="<|im_end|>",
-        pad="<|im_end|>",
-        unk="<|endoftext|>",
-        tied=True,
-    ),
-    "gemma2": _Recipe(
-        model_type="gemma2",
-        specials=("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
-        ordinary=("<unused0>", "<unused1>"),
-        template=chat_templates.GEMMA2,
-        bos="<bos>",
-        eos="<eos>",
-        pad="<pad>",
-        unk="<unk>",
-        sentencepiece=True,
-        adds_bos=True,
-        tied=True,
-        config={"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8},
-    ),
-    "mistral": _Recipe(
-        model_type="mistral",
-        specials=("<unk>", "<s>", "</s>"),
-        template=chat_templates.MISTRAL,
-        bos="<s>",
-        eos="</s>",
-        unk="<unk>",
-        sentencepiece=True,
-        prefix_space=True,
-        adds_bos=True,
-        config={"sliding_window": None},
-    ),
-    "llama2": _Recipe(
-        model_type="llama",
-        specials=("<unk>", "<s>", "</s>"),
-        template=None,
-        bos="<s>",
-        eos="</s>",
-        unk="<unk>",
-        sentencepiece=True,
-        prefix_space=True,
-        adds_bos=True,
-    ),
-}
-
-
-def write_tiny_llm(folder: Path, family: TinyFamily = "qwen2", *, seed: int = 0, hidden_size: int = HIDDEN) -> Path:
+def write_tiny_llm(
+    folder: Path,
+    family: TinyFamily = "qwen2",
+    *,
+    seed: int = 0,
+    hidden_size: int = HIDDEN,
+    sliding_window: int | None = None,
+) -> Path:
     """An LLM's folder (config, float32 safetensors, tokenizer, chat template). Same arguments, same bytes of weights.
 
-    Kinds: ``qwen2`` has free embedding rows; ``lab`` is a Qwen2 that knows ``<image>``; ``llama3`` and ``gemma2`` have
-    an unused token; ``smollm2``, ``mistral`` and ``llama2`` are full; ``llama2`` has no chat template.
+    Kinds: ``qwen2``, ``qwen3`` and the Phis have free embedding rows; ``lab`` is a Qwen2 that knows ``<image>``;
+    ``llama3``, ``gemma2``, ``gemma3`` and ``phi4`` have an unused token; ``smollm2``, ``mistral`` and ``llama2`` are
+    full; ``llama2`` has no chat template.
+
+    Args:
+        sliding_window: tokens, for families that have one (``WINDOWED``); None: the family's, longer than any test.
     """
-    recipe = _RECIPES[family]
+    recipe = TINY_RECIPES[family]
     tokenizer = tiny_tokenizer(family)
     settings: dict[str, Any] = {
         "vocab_size": len(tokenizer) + recipe.free_rows,
@@ -177,8 +101,14 @@ def write_tiny_llm(folder: Path, family: TinyFamily = "qwen2", *, seed: int = 0,
         "pad_token_id": tokenizer.pad_token_id,
         **(recipe.config or {}),
     }
-    if recipe.model_type == "qwen2":
+    if recipe.model_type in ("qwen2", "phi3"):
         del settings["head_dim"]
+    if sliding_window is not None:
+        if family not in WINDOWED:
+            raise ValueError(f"{family} has no sliding window; these have: {', '.join(WINDOWED)}")
+        settings["sliding_window"] = sliding_window
+        if recipe.model_type in ("qwen2", "qwen3"):
+            settings |= {"use_sliding_window": True, "max_window_layers": 1}
     config = AutoConfig.for_model(recipe.model_type, **settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -187,7 +117,7 @@ def write_tiny_llm(folder: Path, family: TinyFamily = "qwen2", *, seed: int = 0,
 
 
 def write_tiny_tower(folder: Path, kind: TowerKind = "clip", *, seed: int = 0, hidden_size: int = 16) -> Path:
-    """A vision tower's folder for images of 16 x 16 pixels, 16 patches. ``clip_full`` is a CLIP with its text half.
+    """A vision tower's folder for images of 16 x 16 pixels, 16 patches. The full ones come with their text half.
 
     ``clip`` and ``clip_full`` have a preprocessor_config.json (with a mean of their own), the others none.
     """
@@ -209,15 +139,26 @@ def write_tiny_tower(folder: Path, kind: TowerKind = "clip", *, seed: int = 0, h
             tower = CLIPModel(CLIPConfig(vision_config=clip, text_config={**text, "vocab_size": 64}, projection_dim=8))
         elif kind == "siglip":
             tower = SiglipVisionModel(SiglipVisionConfig(intermediate_size=32, **shared))
+        elif kind == "siglip_full":
+            vision = {"intermediate_size": 32, **shared}
+            tower = SiglipModel(SiglipConfig(vision_config=vision, text_config={**text, "vocab_size": 64}))
+        elif kind == "dinov2_registers":
+            config = Dinov2WithRegistersConfig(mlp_ratio=2, num_register_tokens=REGISTERS, **shared)
+            tower = Dinov2WithRegistersModel(config)
         else:
             tower = Dinov2Model(Dinov2Config(mlp_ratio=2, **shared))
     processor = CLIPImageProcessorPil(image_mean=[0.4, 0.5, 0.6]) if kind.startswith("clip") else None
     return _write(_spread(tower), folder, processor)
 
 
+def tiny_model_type(family: TinyFamily) -> str:
+    """``model_type`` of the family's configuration."""
+    return TINY_RECIPES[family].model_type
+
+
 def tiny_tokenizer(family: TinyFamily) -> Any:
     """A fast tokenizer with the family's special tokens and template; trained on a few lines, encodes any text."""
-    recipe = _RECIPES[family]
+    recipe = TINY_RECIPES[family]
     tokenizer = _sentencepiece_like(recipe) if recipe.sentencepiece else _byte_level(recipe)
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in recipe.ordinary])
     if recipe.adds_bos:
@@ -237,7 +178,7 @@ def tiny_tokenizer(family: TinyFamily) -> Any:
     )
 
 
-def _byte_level(recipe: _Recipe) -> Tokenizer:
+def _byte_level(recipe: TinyRecipe) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -251,7 +192,7 @@ def _byte_level(recipe: _Recipe) -> Tokenizer:
     return tokenizer
 
 
-def _sentencepiece_like(recipe: _Recipe) -> Tokenizer:
+def _sentencepiece_like(recipe: TinyRecipe) -> Tokenizer:
     """As converted sentencepiece models are: spaces become marks, unknown characters bytes, whole text is one word."""
     spaces = normalizers.Replace(" ", "▁")
     normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if recipe.prefix_space else spaces
@@ -269,16 +210,26 @@ def _sentencepiece_like(recipe: _Recipe) -> Tokenizer:
     tokenizer.normalizer = normalizer
     steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if recipe.prefix_space else steps)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in recipe.specials])
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False, rstrip=recipe.rstrip and place >= 3)
+            for place, token in enumerate(recipe.specials)
+        ]
+    )
     return tokenizer
 
 
 @torch.no_grad()
 def _spread(model: PreTrainedModel) -> PreTrainedModel:
-    """Makes matrices five times larger: transformers' start (0.02) leaves tiny models all but constant."""
-    for parameter in model.parameters():
+    """Makes matrices five times larger: transformers' start (0.02) leaves tiny models all but constant.
+
+    Norms of queries and keys start alike everywhere; they get values that tell them apart.
+    """
+    for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             parameter.mul_(5)
+        elif "q_norm" in name or "k_norm" in name:
+            parameter.add_(torch.linspace(-0.5, 0.9, len(parameter)))
     return model
 
 

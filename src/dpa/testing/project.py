@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from dpa.testing.parts import TinyFamily, TowerKind, write_tiny_llm, write_tiny_tower
+from dpa.testing.parts import TowerKind, write_tiny_llm, write_tiny_tower
+from dpa.testing.tiny_families import TinyFamily
 
 _SIZES = ((16, 16), (40, 24), (23, 61), (128, 16), (7, 9))
 _TEXTS = (

@@ -15,11 +15,11 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from transformers import LlavaForConditionalGeneration
 
 from dpa.data.loader import Loaded
 from dpa.errors import NonFiniteError, StorageError
 from dpa.log import get_logger
+from dpa.models.connectors import MULTIMODAL
 from dpa.objectives import text_only_weight
 from dpa.train.batches import BatchSource, StageBatches
 from dpa.train.checkpoint import StateStore
@@ -71,7 +71,7 @@ def _training(model: nn.Module, *, checkpointing: bool) -> Iterator[None]:
     """Training mode, but for the vision tower, which is frozen; optionally with gradient checkpointing."""
     before = {module: module.training for module in model.modules()}
     model.train()
-    if isinstance(model, LlavaForConditionalGeneration):
+    if isinstance(model, MULTIMODAL):
         nn.Module.eval(model.model.vision_tower)
     if checkpointing:
         set_checkpointing(model, True)

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import LlavaForConditionalGeneration
 
 from dpa.data.cached import TextCache, VisionCache
 from dpa.data.row_cache import RowCache, for_people
 from dpa.errors import DpaError, StorageError
 from dpa.log import get_logger
+from dpa.models.connectors import MULTIMODAL
 from dpa.train.job import StageJob
 from dpa.train.parallel import Parallel
 from dpa.train.progress import LINE_SECONDS, duration
@@ -83,7 +83,7 @@ class _Filling:
         inputs = self.job.caches.vision
         if inputs is None:
             return None
-        assert isinstance(self.step.model, LlavaForConditionalGeneration), "features of a model without a tower"
+        assert isinstance(self.step.model, MULTIMODAL), "features of a model without a tower"
         tower: Any = self.step.model.config.vision_config
         cache = self.job.batches.vision_cache(
             self.job.caches.root, self.numerics | inputs, channels=int(tower.hidden_size)

@@ -11,9 +11,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
 
 from dpa.errors import UserError
+from dpa.models.connectors import MULTIMODAL
 from dpa.models.contrast import Contrast, contrast
 from dpa.models.text_pass import TextOnly, TextPositions, text_only_logprobs
 from dpa.models.vlm import tower_features
@@ -224,7 +224,7 @@ class TrainStep(nn.Module):
 
     def tower(self, pixel_values: Tensor) -> Tensor:
         """The frozen tower's rows [I, P, C] of images [I, C, R, R] on the model's device, for caches."""
-        assert isinstance(self.model, LlavaForConditionalGeneration)
+        assert isinstance(self.model, MULTIMODAL)
         with self._precision(pixel_values.device.type):
             return tower_features(self.model, pixel_values)
 
@@ -325,7 +325,7 @@ class TrainStep(nn.Module):
     def _untouched(self, batch: Batch) -> Tensor | float:
         """0, with an edge to the parameters that a batch without images does not reach."""
         has_images = batch.pixel_values is not None or batch.features is not None
-        if has_images or not isinstance(self.model, LlavaForConditionalGeneration):
+        if has_images or not isinstance(self.model, MULTIMODAL):
             return 0.0
         projector = self.model.model.multi_modal_projector
         unused = [parameter.sum() for parameter in projector.parameters() if parameter.requires_grad]

@@ -14,7 +14,7 @@ from dpa.data.chat import Encoded, encode_chat, encode_plain
 from dpa.data.samples import Sample
 from dpa.errors import DataError
 from dpa.models.families import family_of, text_rules
-from dpa.testing.parts import TINY_FAMILIES, TinyFamily, tiny_tokenizer
+from dpa.testing.parts import TINY_FAMILIES, TinyFamily, tiny_model_type, tiny_tokenizer
 from tests.unit.data.helpers import IMAGE_TOKENS, make_rules, make_sample, make_tokenizer, marked
 
 TALK = make_sample(
@@ -287,8 +287,8 @@ NASTY = {
 
 def family(name: TinyFamily) -> tuple[Any, Any]:
     tokenizer = tiny_tokenizer(name)
-    model_type = {"lab": "qwen2", "llama3": "llama", "llama2": "llama", "smollm2": "llama"}.get(name, name)
-    return tokenizer, text_rules(family_of(AutoConfig.for_model(model_type), tokenizer), tokenizer, 16)
+    config = AutoConfig.for_model(tiny_model_type(name))
+    return tokenizer, text_rules(family_of(config, tokenizer), tokenizer, 16)
 
 
 @pytest.mark.parametrize("name", TINY_FAMILIES)

@@ -67,6 +67,20 @@ def test_batched_answers_are_the_one_by_one_answers(
     assert len(set(expected)) > 3, "answers that are all the same would hide a mix-up"
 
 
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "phi3"])
+def test_several_images_one_and_none(family: TinyFamily, questions: list[Question], tmp_path: Path) -> None:
+    vlm = tiny_vlm(tmp_path, family)
+    pictures = [item.images[0] for item in questions if item.images]
+    asked = [
+        Question(id=f"{count}-{number}", text=questions[number].text, images=tuple(pictures[number : number + count]))
+        for number, count in enumerate((2, 0, 1, 3, 2))
+    ]
+    expected = [oracle(vlm, question) for question in asked]
+    assert [answer.prediction for answer in ask(vlm, asked)] == expected
+    swapped = Question(id="swapped", text=asked[0].text, images=asked[0].images[::-1])
+    assert len({*expected, oracle(vlm, swapped)}) > 3, "answers that are all the same would hide a mix-up"
+
+
 def test_a_bos_that_template_and_tokenizer_both_write_is_there_once(questions: list[Question], tmp_path: Path) -> None:
     vlm = tiny_vlm(tmp_path, "llama3")  # our own checkpoints do not have it so; other people's do
     bos = (vlm.tokenizer.bos_token, vlm.tokenizer.bos_token_id)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dpa.models.settings import ModelSettings
-from dpa.testing.parts import TINY_FAMILIES, write_tiny_llm, write_tiny_tower
+from dpa.testing.parts import TINY_FAMILIES, TOWER_KINDS, write_tiny_llm, write_tiny_tower
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +27,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("parts")
     for family in TINY_FAMILIES:
         write_tiny_llm(root / family, family)
-    write_tiny_tower(root / "clip", "clip")
-    write_tiny_tower(root / "clip_full", "clip_full")
-    write_tiny_tower(root / "siglip", "siglip")
-    write_tiny_tower(root / "dinov2", "dinov2")
+    for kind in TOWER_KINDS:
+        write_tiny_tower(root / kind, kind)
     return root
 
 

@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedConfig
 
 from dpa.errors import ModelError
-from dpa.models.attention import attention_arguments, nothing_seen_is_nothing_added, sliding_window
-from dpa.testing.models import ModelType, tiny_llava, tiny_text_config
+from dpa.models.attention import attention_arguments, check_length, nothing_seen_is_nothing_added, sliding_window
+from dpa.models.vlm import hidden_states
+from dpa.testing.models import ModelType, tiny_batch, tiny_llava, tiny_text_config
 
 POSITION_RK = torch.tensor([[0, 1, 6, 7, 8], [5, 6, 0, 0, 0]])
 """Four image tokens were left out of the first row, five of the second; then padding."""
@@ -129,3 +130,26 @@ def test_who_sees_nothing_gets_nothing(model_type: ModelType, window: int | None
     }[model_type]
     assert [(inputs[0] == 0).all(-1).nonzero().flatten().tolist() for inputs in read] == expected
     assert not any(layer.self_attn.o_proj._forward_pre_hooks for layer in decoder.layers)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "mistral"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_padding_beyond_the_window_is_a_number(model_type: ModelType, dtype: torch.dtype) -> None:
+    """Eager's softmax is float32: float64's lowest number is minus infinity there, and a row of those is NaN."""
+    model = tiny_llava(model_type, attention="eager", sliding_window=3, dtype=dtype)
+    short, long = "text:2 label:3", "text:9 label:9"
+    with torch.no_grad():
+        together, alone = (hidden_states(model, tiny_batch(batch)) for batch in ([short, long], [short]))
+    assert torch.isfinite(together).all()
+    torch.testing.assert_close(together[:1, :5], alone, rtol=0, atol=1e-5)
+
+
+def test_longrope_beyond_its_first_context_is_refused() -> None:
+    """transformers chooses one set of frequencies for a whole batch, by its longest sample."""
+    config = config_of("phi3")
+    check_length(config, 10_000)
+    config.rope_parameters = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    check_length(config, 4096)
+    with pytest.raises(ModelError, match=r"4097 tokens.*max_length of the stages to 4096"):
+        check_length(config, 4097)
+    check_length(config_of("gemma3_text"), 10_000)

@@ -20,7 +20,7 @@ from dpa.testing.parts import write_tiny_llm
 Make = Callable[..., ModelSettings]
 SMALL = LoraSettings(rank=4, alpha=8)
 IDS = torch.tensor([[5, 9, 40, 77, 12, 300, 8]])
-FAMILIES = ["qwen2", "lab", "llama3", "gemma2", "mistral"]
+FAMILIES = ["qwen2", "lab", "qwen3", "llama3", "gemma2", "gemma3", "phi3", "phi4_mini", "mistral"]
 
 
 def fresh(settings: ModelSettings, dtype: torch.dtype = torch.float32) -> Any:
@@ -56,6 +56,12 @@ def test_all_linear_layers_but_the_head(settings: Make, family: str) -> None:
     }
     assert wrapped == linear - {"lm_head"}
     assert all(".lora_" in name for name, parameter in proxy.named_parameters() if parameter.requires_grad)
+
+
+def test_phis_fused_layers_are_among_them(settings: Make) -> None:
+    proxy = attach_lora(fresh(settings("phi3")), SMALL, seed=0)
+    names = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in proxy.named_parameters() if "lora_A" in name}
+    assert names == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

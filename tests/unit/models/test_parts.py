@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import CLIPVisionModel, SiglipVisionModel
+from transformers import AutoConfig, CLIPVisionModel, SiglipVisionModel
 
 from dpa.errors import ModelError
 from dpa.models.parts import (
@@ -21,7 +21,7 @@ from dpa.models.parts import (
     select_strategy,
 )
 from dpa.models.settings import ModelSettings
-from dpa.testing.parts import TinyFamily, tiny_tokenizer, write_tiny_llm
+from dpa.testing.parts import REGISTERS, TinyFamily, tiny_tokenizer, write_tiny_llm
 
 Make = Callable[..., ModelSettings]
 
@@ -104,29 +104,47 @@ class TestLlm:
 
 class TestTower:
     @pytest.mark.parametrize(
-        ("kind", "strategy"), [("clip", "default"), ("clip_full", "default"), ("siglip", "full"), ("dinov2", "default")]
+        ("kind", "strategy", "tokens"),
+        [
+            ("clip", "default", 16),
+            ("clip_full", "default", 16),
+            ("siglip", "full", 16),
+            ("siglip_full", "full", 16),
+            ("dinov2", "default", 16),
+            ("dinov2_registers", "default", 16 + REGISTERS),
+        ],
     )
-    def test_facts(self, settings: Make, kind: str, strategy: str) -> None:
+    def test_facts(self, settings: Make, kind: str, strategy: str, tokens: int) -> None:
         tower = load_tower(settings(tower=kind), dtype=torch.float32)
         assert not any(parameter.requires_grad for parameter in tower.parameters())
-        assert image_tokens_of(tower.config) == 16
+        assert image_tokens_of(tower.config) == tokens
         assert select_strategy(tower.config) == strategy
         rows = tower(torch.zeros(1, 3, 16, 16)).last_hidden_state.shape[1]
-        assert rows - (strategy == "default") == 16
+        assert rows - (strategy == "default") == tokens
 
     def test_vision_half_of_a_clip(self, settings: Make) -> None:
         tower = load_tower(settings(tower="clip_full"), dtype=torch.float32)
         assert isinstance(tower, CLIPVisionModel)
         assert tower.embeddings.patch_embedding.weight.std() > 0.01
 
-    def test_siglip(self, settings: Make) -> None:
-        assert isinstance(load_tower(settings(tower="siglip"), dtype=torch.float32), SiglipVisionModel)
+    @pytest.mark.parametrize("kind", ["siglip", "siglip_full"])
+    def test_siglip(self, settings: Make, kind: str) -> None:
+        tower = load_tower(settings(tower=kind), dtype=torch.float32)
+        assert isinstance(tower, SiglipVisionModel)
+        assert tower.embeddings.patch_embedding.weight.std() > 0.01
+        assert not any("text" in name for name, _ in tower.named_parameters())
+
+    @pytest.mark.parametrize("model_type", ["siglip2", "siglip2_vision_model"])
+    def test_naflex(self, model_type: str, tmp_path: Path) -> None:
+        AutoConfig.for_model(model_type).save_pretrained(tmp_path)
+        with pytest.raises(ModelError, match=r"NaFlex SigLIP 2.*siglip2-so400m-patch14-384"):
+            load_tower(ModelSettings(vision_tower=str(tmp_path)), dtype=torch.float32)
 
     def test_unknown(self, settings: Make) -> None:
         with pytest.raises(ModelError, match="vision tower of model_type 'qwen2' is not known"):
             load_tower(settings(tower="qwen2"), dtype=torch.float32)
 
-    @pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2"])
+    @pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2", "dinov2_registers"])
     @pytest.mark.parametrize("layer", [-1, -2, 0, 1, 3])
     def test_features_are_transformers_hidden_states(self, settings: Make, kind: str, layer: int) -> None:
         tower = load_tower(settings(tower=kind), dtype=torch.float32)

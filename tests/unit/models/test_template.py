@@ -22,6 +22,11 @@ TEMPLATES: dict[str, tuple[str, str]] = {
     "smollm2": (chat_templates.SMOLLM2, "<image>"),
     "mistral": (chat_templates.MISTRAL, "<image>"),
     "llama2": (VICUNA_TEMPLATE, "<image>"),
+    "qwen3": (chat_templates.QWEN3, "<image>"),
+    "gemma3": (chat_templates.GEMMA3, "<unused0>"),
+    "phi3": (chat_templates.PHI3, "<image>"),
+    "phi4_mini": (chat_templates.PHI4_MINI, "<image>"),
+    "phi4": (chat_templates.PHI4, "<|dummy_0|>"),
     "lab": (chat_templates.LAB, "<image>"),
 }
 PINS = FAMILIES["llama3"].pinned
@@ -133,6 +138,11 @@ def test_the_date_is_pinned() -> None:
 def test_an_unpinned_date_is_refused() -> None:
     with pytest.raises(ModelError, match=r"strftime_now.*pinned"):
         serving_template(chat_templates.LLAMA32, "<image>")
+
+
+def test_a_pin_that_is_no_date_does_not_pin_the_date() -> None:
+    with pytest.raises(ModelError, match="strftime_now"):
+        serving_template(chat_templates.LLAMA32, "<image>", pinned={"enable_thinking": False})
 
 
 def test_leading_bos() -> None:

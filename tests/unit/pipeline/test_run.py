@@ -84,6 +84,8 @@ def test_the_same_command_again_trains_nothing(finished: Path) -> None:
         ("stages.pretrain.window=1", {"pretrain": 1, "finetune": 1}),  # vanilla's weights have no window
         ("stages.proxy.lora.rank=2", {"proxy": 1, "pretrain": 1, "finetune": 1}),
         ("stages.finetune.save_steps=7", {}),
+        ("model.connector=linear", {"pretrain": 2, "finetune": 2}),
+        ("model.connector=pooled", {"pretrain": 2, "finetune": 2}),
         ("seed=1", {"proxy": 1, "pretrain": 2, "finetune": 2}),
         ("method=pmo", {"pretrain": 1, "finetune": 1}),  # PMO shares DPA's proxy
         ("train.threads=2", {}),
