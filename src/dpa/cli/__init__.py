@@ -17,6 +17,7 @@ from dpa.cli import (
     evaluation,
     export,
     lab,
+    plan,
     training,
 )
 from dpa.errors import DpaError, UserError
@@ -49,6 +50,7 @@ def _root(
 
 GROUPS = (
     training,
+    plan,
     data,
     evaluation,
     analysis,

@@ -10,15 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchkit.accounting import (
-    connector_parameters,
-    figure_that_counts,
-    flops,
-    layer_parameters,
-    lora_parameters,
-    peak_bytes,
-    tower_parameters,
-)
+from benchkit.accounting import figure_that_counts, flops, peak_bytes, sizes_of
 from benchkit.clock import TEXT_ONLY_PASS, Sections, timed_doors
 from benchkit.shapes import SHAPES, build_model
 from benchkit.variants import DEFAULT_ROWS, DOORS, VARIANTS, loss_with_official_fidelity, make_case, run_step
@@ -77,10 +69,11 @@ def matrices(model: torch.nn.Module, part: str, *, trained: bool | None = None) 
 
 def test_counted_parameters_are_the_models() -> None:
     model = build_model(TINY, 2, device=CPU, dtype=torch.float32)
-    assert layer_parameters(TINY.llm) == matrices(model, "language_model.layers.0.")
-    assert tower_parameters(TINY) == matrices(model, "vision_tower.encoder.layers")
-    assert connector_parameters(TINY) == matrices(model, "multi_modal_projector", trained=True)
-    assert lora_parameters(TINY) == matrices(build_model(TINY, 1, device=CPU, dtype=torch.float32), "lora_")
+    sizes = sizes_of(TINY)
+    assert sizes.llm.layer == matrices(model, "language_model.layers.0.")
+    assert sizes.tower_parameters == matrices(model, "vision_tower.encoder.layers")
+    assert sizes.connector == matrices(model, "multi_modal_projector", trained=True)
+    assert sizes.lora == matrices(build_model(TINY, 1, device=CPU, dtype=torch.float32), "lora_")
 
 
 def test_counted_flops_are_those_of_the_operations() -> None:
