@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "analyze": LEAVES | {"objectives", "models", "data", "evaluate", "store"},
     "recipe": LEAVES | {"data", "models", "train", "evaluate"},
     "pipeline": LEAVES | {"recipe", "store", "train", "data", "models", "objectives", "evaluate", "analyze"},
-    "cli": LEAVES | {"recipe", "pipeline", "evaluate", "analyze", "lab", "data"},
+    "cli": LEAVES | {"recipe", "pipeline", "evaluate", "analyze", "lab", "data", "models"},
     "testing": LEAVES | {"objectives", "models", "data", "train", "lab"},
     "__main__": {"cli"},
     "__init__": {"models", "objectives", "pipeline", "recipe"},
