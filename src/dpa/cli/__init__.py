@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from dpa.cli import analysis, evaluation, lab, models, training
+from dpa.cli import analysis, evaluation, lab, models, reference, training
 from dpa.errors import DpaError, UserError
 from dpa.log import setup_logging
 
@@ -35,7 +35,7 @@ def _root(
         raise typer.Exit
 
 
-for group in (training, evaluation, analysis, lab, models):
+for group in (training, evaluation, analysis, lab, models, reference):
     group.add_to(app)
 
 

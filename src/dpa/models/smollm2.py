@@ -79,7 +79,9 @@ class Converted:
             f"from {self.source.name} ({kinds}; sha256 {self.sha256[:16]}...)",
         ]
         if self.answer is not None:
-            lines.append(f"it says: {QUESTION} -> {self.answer}   ({self.nats_per_token:.2f} nats per token of English)")
+            lines.append(
+                f"it says: {QUESTION} -> {self.answer}   ({self.nats_per_token:.2f} nats per token of English)"
+            )
         return "\n".join([*lines, f"use it: model.llm={self.folder}"])
 
 
