@@ -21,7 +21,10 @@ def call(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Complete
     )
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("eval",), ("compare",), ("report",), ("lab", "make")])
+@pytest.mark.parametrize(
+    "command",
+    [(), ("run",), ("eval",), ("compare",), ("report",), ("lab", "make"), ("models", "smollm2"), ("reference",)],
+)
 def test_every_command_has_help_with_an_example(command: tuple[str, ...]) -> None:
     done = call(*command, "--help")
     assert done.returncode == 0
@@ -47,6 +50,8 @@ def test_help_imports_nothing_heavy() -> None:
         (("compare", "gone"), "gone"),
         (("report", "gone"), "gone"),
         (("lab", "make", "recipe.yaml"), "recipe.yaml"),
+        (("models", "smollm2", "out", "--gguf", "gone.gguf"), "gone.gguf"),
+        (("reference", "gone"), "gone"),
         (("nonsense",), "nonsense"),
     ],
 )

@@ -16,7 +16,7 @@ def reference_command(
     as_json: Json = False,
 ) -> None:
     """Links what a run has finished to the names that the reference's scripts give it; overwrites nothing."""
-    from dpa.pipeline.reference import describe, link_results
+    from dpa.results import describe, link_results
 
     linked = link_results(run, out)
     if as_json:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import math
 import os
 import shutil
@@ -20,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
+from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -39,9 +41,9 @@ _DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.f
 
 QUESTION = "What is the capital of France?"
 _SENTENCE = "The children walked to school because the sun was shining and the streets were dry."
-_WORST_NATS = 5.0
-"""Mean loss per token on the sentence above which weights are taken for scrambled: a uniform guess costs 10.8, a model
-with permuted heads about as much, SmolLM2 about 2.7."""
+_WORST_NATS = 6.0
+"""Mean loss per token on the sentence above which weights are taken for scrambled: a uniform guess costs 10.8, SmolLM2
+4.0 (its first tokens have nothing before them)."""
 _PROBES = (
     "Hello  world 1234,  7\n 8\tdéjà vu — 日本語 🦊",
     "<|im_start|>user\nhow many?<|im_end|>\n<|im_start|>assistant\n12<|im_end|>\n",
@@ -68,7 +70,7 @@ class Converted:
     """To :data:`QUESTION`, greedily."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``--json`` and ``origin.json``."""
+        """For ``--json``; ``origin.json`` in the folder says the same, less the folder."""
         return {**asdict(self), "folder": str(self.folder), "source": self.source.name}
 
     def text(self) -> str:
@@ -132,8 +134,8 @@ def convert(out: Path, *, gguf: Path, precision: Precision, speaks: bool) -> Con
     except OSError as error:
         raise UserError(f"{partial}: cannot be made ({error.strerror})") from None
     try:
-        tokenizer = _tokenizer(gguf)
-        model = _model(gguf).to(_DTYPES[precision])
+        model = _model(gguf, _DTYPES[precision])
+        tokenizer = _tokenizer(gguf, model.config.max_position_embeddings)
         tokenizer.save_pretrained(partial)
         model.save_pretrained(partial)
         family = _check_folder(partial, model, tokenizer)
@@ -149,6 +151,8 @@ def convert(out: Path, *, gguf: Path, precision: Precision, speaks: bool) -> Con
             nats_per_token=nats,
             answer=answer,
         )
+        origin = {key: value for key, value in done.to_dict().items() if key != "folder"}
+        (partial / "origin.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
         if out.is_dir():
             out.rmdir()
         os.replace(partial, out)
@@ -184,7 +188,7 @@ def _check_file(gguf: Path) -> Counter[str]:
     return Counter(tensor.tensor_type.name for tensor in reader.tensors)
 
 
-def _tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
+def _tokenizer(gguf: Path, length: int) -> PreTrainedTokenizerFast:
     """SmolLM2's tokenizer from the metadata.
 
     transformers has no rule for the splitting ``smollm`` and takes GPT-2's. SmolLM2 takes each digit alone before that:
@@ -195,33 +199,33 @@ def _tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast(
+    fast: Any = PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast = fast(
         tokenizer_object=backend,
         bos_token=read.bos_token,
         eos_token=read.eos_token,
         unk_token=read.unk_token,
         pad_token=read.pad_token,
+        model_max_length=length,
         clean_up_tokenization_spaces=False,
         chat_template=read.chat_template,
     )
     return tokenizer
 
 
-def _model(gguf: Path) -> LlamaForCausalLM:
+def _model(gguf: Path, dtype: torch.dtype) -> LlamaForCausalLM:
     """The dequantised weights in a model whose configuration no longer speaks of a GGUF."""
     read: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     kept = {
         key: value
         for key, value in read.config.to_dict().items()
-        if key not in ("quantization_config", "_name_or_path", "transformers_version", "dtype", "unk_token_id")
+        if key not in ("quantization_config", "_model_name_or_path", "transformers_version", "dtype", "unk_token_id")
     }
     kept["rms_norm_eps"] = float(f"{kept['rms_norm_eps']:.6g}")  # 9.9999997e-06 is 1e-5 after a way through float32
-    model = LlamaForCausalLM(LlamaConfig(**kept))
+    model = LlamaForCausalLM(LlamaConfig(**kept, dtype=dtype))
     model.load_state_dict(read.state_dict())
-    model.generation_config.bos_token_id = kept["bos_token_id"]
-    model.generation_config.eos_token_id = kept["eos_token_id"]
-    model.generation_config.pad_token_id = kept["pad_token_id"]
-    return model.eval()
+    nn.Module.to(model, dtype=dtype)
+    return model
 
 
 def _check_folder(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> str:

@@ -1,7 +1,8 @@
-"""A run's results under the names that the reference's scripts give them (``docs/coming-from-the-reference.md``).
+"""Where a run's results lie, and the names that the reference's scripts give them. Imports no torch.
 
-The results themselves stay in the store; ``checkpoints/`` holds links to them. A link of ours moves on when the run is
-repeated with other settings, as the reference's output folder would be written anew; whatever else lies there stays.
+The results themselves stay in the store; a run's folder and the reference's ``checkpoints/`` hold links to them. In
+``checkpoints/`` a link of ours moves on when the run is repeated with other settings, as the reference's output folder
+would be written anew; whatever else lies there stays.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dpa.errors import UserError
-from dpa.pipeline.folder import ARTEFACTS, RunFolder
 from dpa.recipe import METHODS, MethodName, Recipe, StageName, load_recipe
 from dpa.store import disk_errors
+
+ARTEFACTS: dict[StageName, str] = {"proxy": "proxy", "pretrain": "connector", "finetune": "checkpoint"}
+"""What a stage leaves, by the name that it has in its store entry and in the run's folder."""
 
 _FOLDERS: dict[StageName, str] = {"proxy": "llm", "pretrain": "projectors", "finetune": "finetune"}
 """Where below ``checkpoints/`` the reference keeps what a stage leaves."""
@@ -41,6 +44,11 @@ class Linked:
     """The link."""
     target: Path
     """What it shows: an artefact in the store."""
+
+
+def folder_of(run: Path, recipe: Recipe, method: MethodName) -> Path:
+    """Where a method's results are linked: the main method's at the top of the run's folder, others' in their own."""
+    return run if method == recipe.methods[0] else run / method
 
 
 def reference_names(recipe: Recipe, method: MethodName) -> dict[StageName, PurePosixPath]:
@@ -78,15 +86,15 @@ def link_results(run: Path, out: Path) -> list[Linked]:
     path = run / "recipe.yaml"
     if not path.is_file():
         raise UserError(f"{run} is no run's folder: it has no recipe.yaml")
-    folder = RunFolder(load_recipe(path, {"output": str(run.parent), "name": run.name}))
+    recipe = load_recipe(path)
     found = [
-        Linked(method, stage, out / name, (folder.of(method) / ARTEFACTS[stage]).resolve())
-        for method in folder.recipe.methods
-        for stage, name in reference_names(folder.recipe, method).items()
-        if (folder.of(method) / ARTEFACTS[stage]).exists()
+        Linked(method, stage, out / name, (folder_of(run, recipe, method) / ARTEFACTS[stage]).resolve())
+        for method in recipe.methods
+        for stage, name in reference_names(recipe, method).items()
+        if (folder_of(run, recipe, method) / ARTEFACTS[stage]).exists()
     ]
     if not found:
-        methods = ", ".join(folder.recipe.methods)
+        methods = ", ".join(recipe.methods)
         raise UserError(
             f"{run}: no stage is finished, there is nothing to link (methods: {methods}; vanilla, cal and cmo have no "
             "stage 1)"

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from dpa.errors import UserError
-from dpa.pipeline.reference import link_results, reference_names
 from dpa.recipe import Recipe, dump_recipe
+from dpa.results import link_results, reference_names
 from dpa.store import link
 
 DATA = {
