@@ -23,7 +23,7 @@ def reference_command(
         emit({"links": describe(linked)})
         return
     for item in linked:
-        typer.echo(f"{item.place} -> {item.target}")
+        typer.echo(f"{item.place} -> {item.place.readlink()}")
 
 
 def add_to(app: typer.Typer) -> None:
