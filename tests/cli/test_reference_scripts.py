@@ -18,6 +18,13 @@ from safetensors.torch import load_file
 from dpa.testing.parts import write_tiny_llm, write_tiny_tower
 
 ROOT = Path(__file__).parents[2]
+RECIPE = """
+name: reference
+model: {llm: meta-llama/Llama-3.1-8B-Instruct, vision_tower: openai/clip-vit-large-patch14-336}
+data:
+  captions: {path: data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json, images: data/LLaVA-Pretrain/images}
+  instructions: {path: data/Cambrian-10M/jsons/Cambrian737k.json, images: data/Cambrian-10M}
+"""
 SMALL = [
     *(
         f"stages.{stage}.{key}"
@@ -61,6 +68,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     instructions = [turns(f"images/{name}", "how many objects are there?", "two.") for name in names]
     instructions += [turns(None, "what colour is the circle?", "red.") for _ in range(2)]
     write(root / "data/Cambrian-10M/jsons/Cambrian737k.json", instructions)
+    (root / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     return root
 
 
@@ -78,6 +86,7 @@ def script(name: str, work: Path, *settings: str, **more: str) -> subprocess.Com
     environment = {
         **os.environ,
         "WORK_DIR": str(work),
+        "RECIPE": str(work / "recipe.yaml"),
         "LLM_VERSION": str(work / "models" / "Tiny-Llama"),
         "VISION_MODEL_VERSION": str(work / "models" / "tiny-clip"),
         "NUM_GPUS": "1",
@@ -125,7 +134,7 @@ def test_stage_1_reads_the_text_only_file_where_it_is(work: Path) -> None:
     beside = work / "data/LLaVA-Pretrain/blip_laion_cc_sbu_558k_text_only.json"
     write(beside, [turns(None, "Describe the image.", "one blue square.") for _ in range(5)])
     try:
-        planned = script("pretrain_lvlm.sh", work, "--dry-run", "--json")
+        planned = script("pretrain_lvlm.sh", work, "--dry-run", "--json", TEXT_ONLY=str(beside.relative_to(work)))
     finally:
         beside.unlink()
     assert planned.returncode == 0, planned.stderr
@@ -137,6 +146,12 @@ def test_a_setting_that_would_move_the_results_is_refused(work: Path) -> None:
     done = script("pretrain.sh", work, "output=elsewhere")
     assert done.returncode == 2
     assert "RUN_NAME" in done.stderr
+
+
+def test_model_and_data_name_a_recipe_of_the_paper(work: Path) -> None:
+    done = script("pretrain.sh", work, RECIPE="", MODEL="no-such-model", DATA="sharegpt4v")
+    assert done.returncode == 2
+    assert f"{ROOT}/recipes/paper/no-such-model/sharegpt4v.yaml" in done.stderr
 
 
 def test_the_readmes_install_line_works() -> None:
