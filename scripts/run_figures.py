@@ -76,7 +76,9 @@ def draw(runs: Sequence[Run], out: Path) -> None:
     stages = [stage for stage in STAGES if any(stage == name for _, _, name, _ in found)]
     labels = list(dict.fromkeys(f"{run.name}, {method}" for run, method, _, _ in found))
     figure = Figure(figsize=(3.4 * len(stages), 2.6), layout="constrained")
-    panels: dict[str, Axes] = {stage: figure.add_subplot(1, len(stages), number) for number, stage in enumerate(stages, 1)}
+    panels: dict[str, Axes] = {
+        stage: figure.add_subplot(1, len(stages), number) for number, stage in enumerate(stages, 1)
+    }
     for run, method, stage, rows in found:
         label = f"{run.name}, {method}"
         colour = COLOURS[labels.index(label) % len(COLOURS)]
