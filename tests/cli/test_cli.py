@@ -32,6 +32,8 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("data", "check"),
     ("data", "convert"),
     ("data", "captions"),
+    ("models", "smollm2"),
+    ("reference",),
     ("lab", "make"),
 )
 
@@ -64,6 +66,8 @@ def test_help_imports_nothing_heavy() -> None:
         (("export", "llm", "--to", "gguf"), "choose hf, llava, peft"),
         (("report", "gone"), "gone"),
         (("lab", "make", "recipe.yaml"), "recipe.yaml"),
+        (("models", "smollm2", "out", "--gguf", "gone.gguf"), "gone.gguf"),
+        (("reference", "gone"), "gone"),
         (("nonsense",), "nonsense"),
     ],
 )

@@ -17,7 +17,9 @@ from dpa.cli import (
     evaluation,
     export,
     lab,
+    models,
     plan,
+    reference,
     training,
 )
 from dpa.errors import DpaError, UserError
@@ -55,6 +57,8 @@ GROUPS = (
     evaluation,
     analysis,
     export,
+    models,
+    reference,
     lab,
 )
 for group in GROUPS:

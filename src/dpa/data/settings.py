@@ -61,6 +61,8 @@ class DataSettings(Strict):
 
     captions: tuple[DataSource, ...] = ()
     """Stage 1 (text alone) and stage 2; needed unless ``model.start_from`` leaves these out."""
+    proxy_captions: tuple[DataSource, ...] | None = None
+    """For stage 1 alone, where its text lies in a file of its own; None: ``captions``, without their images."""
     instructions: tuple[DataSource, ...]
     """Stage 3; samples without image are welcome."""
     max_bad_share: float = Field(default=0.01, ge=0, le=1)
@@ -73,7 +75,7 @@ class DataSettings(Strict):
     workers: int | None = Field(default=None, ge=0)
     """Loader processes per rank; None: chosen from the number of cores (0 on small machines)."""
 
-    @field_validator("captions", "instructions", mode="before")
+    @field_validator("captions", "proxy_captions", "instructions", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         sources = _as_sources(value)

@@ -9,8 +9,9 @@ from dpa.evaluate.checkpoint import evaluate_checkpoint
 from dpa.evaluate.samples import pick_samples
 from dpa.evaluate.scores import PREDICTIONS, Scored, read_scores, scores_path
 from dpa.log import get_logger
-from dpa.pipeline.folder import ARTEFACTS, RunFolder
+from dpa.pipeline.folder import RunFolder
 from dpa.recipe import MethodName, Recipe
+from dpa.results import ARTEFACTS
 from dpa.store import disk_errors, write_json
 
 log = get_logger(__name__)

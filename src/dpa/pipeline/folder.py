@@ -13,10 +13,8 @@ from typing import Any
 
 from dpa.errors import UserError
 from dpa.recipe import STAGES, MethodName, Recipe, StageName, dump_recipe
+from dpa.results import ARTEFACTS, folder_of
 from dpa.store import Entry, disk_errors, link, write_json, write_text
-
-ARTEFACTS: dict[StageName, str] = {"proxy": "proxy", "pretrain": "connector", "finetune": "checkpoint"}
-"""What a stage leaves, by the name that it has in its store entry and in the run's folder."""
 
 _PACKAGES = ("dpa", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors", "numpy", "pillow")
 
@@ -47,7 +45,7 @@ class RunFolder:
 
     def of(self, method: MethodName) -> Path:
         """Where a method's artefacts are linked."""
-        return self.path if method == self.recipe.methods[0] else self.path / method
+        return folder_of(self.path, self.recipe, method)
 
     def prepare(self) -> None:
         """Makes the folder and writes the resolved recipe.

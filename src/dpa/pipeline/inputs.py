@@ -15,6 +15,7 @@ from dpa.data.audit import Audit, audit
 from dpa.data.dataset import StageData
 from dpa.data.images import ImageTransform
 from dpa.data.records import read_records
+from dpa.data.settings import DataSource
 from dpa.log import get_logger
 from dpa.models.connectors import tokens_per_image
 from dpa.models.families import family_of, text_rules
@@ -155,7 +156,7 @@ class Inputs:
             DataError: a file is missing or malformed.
         """
         recipe, settings = self.recipe, settings_of(self.recipe, stage)
-        sources = recipe.data.instructions if stage == "finetune" else recipe.data.captions
+        sources = sources_of(recipe, stage)
         records = [read_records(source, self.cache, seed=recipe.seed) for source in sources]
         with_images = stage != "proxy"
         transform = None
@@ -209,6 +210,14 @@ class Inputs:
         # A hub id: the local copy's folder is named after its commit, which fixes every file.
         config = cached_file(source, "config.json", revision=revision)
         return f"{source}@{Path(str(config)).parent.name}"
+
+
+def sources_of(recipe: Recipe, stage: StageName) -> tuple[DataSource, ...]:
+    """The files that a stage reads."""
+    data = recipe.data
+    if stage == "finetune":
+        return data.instructions
+    return data.captions if stage == "pretrain" or data.proxy_captions is None else data.proxy_captions
 
 
 def settings_of(recipe: Recipe, stage: StageName) -> StageSettings:

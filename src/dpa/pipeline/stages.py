@@ -24,9 +24,10 @@ from dpa.models.legacy import write_mm_projector
 from dpa.models.lora import attach_lora, merge_adapter, save_adapter
 from dpa.models.parts import grow_vocabulary, load_llm, resolve_part
 from dpa.models.vlm import Vlm, build_vlm
-from dpa.pipeline.folder import ARTEFACTS, versions
+from dpa.pipeline.folder import versions
 from dpa.pipeline.inputs import Inputs, StageInput, settings_of
 from dpa.recipe import MethodName, Recipe, StageName
+from dpa.results import ARTEFACTS
 from dpa.store import Entry, disk_errors
 from dpa.train.job import Caches, StageJob, StageResult
 from dpa.train.loop import train_stage

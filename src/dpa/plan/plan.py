@@ -13,7 +13,7 @@ from dpa.data.settings import DataSource
 from dpa.errors import UserError
 from dpa.models.parts import resolve_part
 from dpa.pipeline import dry_run
-from dpa.pipeline.inputs import Inputs, settings_of, store_of
+from dpa.pipeline.inputs import Inputs, settings_of, sources_of, store_of
 from dpa.plan.count import BF16, FP32, Row, Sizes, flops, peak_bytes
 from dpa.plan.known import DATA_SETS, GPUS, DataSet, Gpu
 from dpa.plan.shapes import Parts, read_parts
@@ -335,16 +335,10 @@ def _distinct(recipe: Recipe) -> list[tuple[StageName, tuple[MethodName, ...]]]:
     return [(key[0], tuple(methods)) for key, methods in ordered]
 
 
-def _sources(recipe: Recipe, stage: StageName) -> tuple[DataSource, ...]:
-    return recipe.data.instructions if stage == "finetune" else recipe.data.captions
-
-
 def _missing(recipe: Recipe) -> Iterable[Problem]:
     if recipe.parallel in ("zero2", "zero3"):
-        yield Problem(
-            "error", f"parallel={recipe.parallel} is counted here but not offered by dpa run", "parallel=fsdp"
-        )
-    for source in dict.fromkeys((*recipe.data.captions, *recipe.data.instructions)):
+        yield Problem("error", f"dpa run does not offer parallel={recipe.parallel} yet", "use parallel=fsdp")
+    for source in {str(one.path): one for stage in STAGES for one in sources_of(recipe, stage)}.values():
         if not _there(source):
             yield Problem("error", f"{source.path} is not here", "download it, or name where it is (data.*.path)")
     for name in _models(recipe):
@@ -392,7 +386,7 @@ def _samples(
         text = audit.lengths.astype("int64") - images * parts.image_tokens
         return Samples(text, images, audit.labels.astype("int64"), counted=True)
     sets: list[tuple[DataSet, int]] = []
-    for source in _sources(recipe, stage):
+    for source in sources_of(recipe, stage):
         known = next((DATA_SETS[part] for part in (source.path.name, *source.path.parts) if part in DATA_SETS), None)
         if known is None:
             what = f"nothing is known of {source.path}, so stage {stage} is left out of the plan"
