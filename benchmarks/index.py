@@ -6,8 +6,8 @@ cache, and not), and random samples per second. Then the pass that ``dpa data ch
 training: tokens of ``--check-samples`` such captions without images, ``--images`` captions with a JPEG of 336 x 336
 each, decoded, and the first of the two again. Memory is the peak of the process: private (what the program holds) and
 with file pages that it shares with the page cache. ``check_arrays`` is the check of the large file without tokenising
-and without looking at images: what it holds in memory. CPU seconds count worker processes; on a busy machine they say
-more than seconds.
+and without looking at images: what it holds in memory. CPU seconds count worker processes; on a busy machine they
+say more than seconds.
 """
 
 from __future__ import annotations

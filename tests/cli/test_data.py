@@ -76,6 +76,17 @@ def test_convert_and_captions(captions: Path, capsys: pytest.CaptureFixture[str]
     assert json.loads(capsys.readouterr().out)["stages"][0]["stage"] == "proxy"
 
 
+def test_an_interrupt_says_how_to_go_on(
+    captions: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dpa.pipeline.data_check.examine", interrupted)
+    assert call("data", "check", captions) == 130
+    assert "the same command continues" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -36,6 +36,9 @@ app = typer.Typer(
 )
 
 
+_INTERRUPTED = "dpa: interrupted; the same command continues from the last saved state"
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
@@ -77,7 +80,11 @@ def main(arguments: list[str] | None = None) -> None:
     except DpaError as error:
         _fail(f"dpa: {error}", error.exit_code)
     except KeyboardInterrupt:
-        _fail("dpa: interrupted; the same command continues from the last saved state", 130)
+        _fail(_INTERRUPTED, 130)
+    except SystemExit as done:  # typer has caught the interrupt and says nothing
+        if done.code == 130:
+            _fail(_INTERRUPTED, 130)
+        raise
 
 
 def _fail(message: str, code: int) -> None:
