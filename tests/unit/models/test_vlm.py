@@ -194,7 +194,7 @@ class TestBuild:
         llm, tower = load_llm(chosen, dtype=torch.float32), load_tower(chosen, dtype=torch.float32)
         tokenizer = load_tokenizer(chosen)
         rules = text_rules(family_of(llm.config, tokenizer), tokenizer, image_tokens_of(tower.config))
-        model = vlm_module._join(llm, tower, chosen, rules)
+        model = vlm_module._join(llm, tower, chosen, rules, weights=True)
         assert model.model.language_model is llm.model
         assert model.lm_head is llm.lm_head
         assert model.model.vision_tower is tower
