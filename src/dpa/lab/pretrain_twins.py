@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from dpa.lab import pretrain_llm
 from dpa.lab.language import Caption, caption
-from dpa.lab.pretrain_llm import curriculum, loss_sum, save
+from dpa.lab.pretrain_llm import curriculum, save
 from dpa.lab.pretrain_text import Encoder, Mixture, Sequence, Stream, words_of
 from dpa.lab.text_eval import measure, question_accuracy
 
@@ -42,7 +42,7 @@ HELD: Final = -1.0
 class Settings:
     """All that decides the result, with the LLM that it starts from."""
 
-    steps: int = 1500
+    steps: int = 800
     batch: int = 24
     length: int = 200
     """Tokens per sequence: two captions of most scenes."""
@@ -113,19 +113,31 @@ class _Batches(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
             yield stream.batch(step, mixed)
 
 
-def divergence(
-    model: Qwen2ForCausalLM, teacher: Qwen2ForCausalLM, ids_BL: torch.Tensor, held_BL: torch.Tensor
-) -> torch.Tensor:
-    """Mean KL(teacher || model) in nats of the next-token distributions for the tokens in ``held_BL`` (bool)."""
-    held = held_BL[:, 1:]
+def losses(
+    model: Qwen2ForCausalLM, teacher: Qwen2ForCausalLM, ids_BL: torch.Tensor, weights_BL: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is learned and what is held.
+
+    Args:
+        ids_BL: int64 [B, L].
+        weights_BL: float32 [B, L]: loss weight of each token; 0: neither; :data:`HELD`.
+
+    Returns:
+        Weighted mean of the next-token losses; mean KL(teacher || model) of the distributions at held tokens. Nats.
+    """
+    weights, ids = weights_BL[:, 1:], ids_BL[:, 1:]
+    hidden_BLH = model.model(input_ids=ids_BL, use_cache=False).last_hidden_state[:, :-1]
+    learned, held = weights > 0, weights == HELD
+    losses_N = functional.cross_entropy(model.lm_head(hidden_BLH[learned]).float(), ids[learned], reduction="none")
+    loss = (losses_N * weights[learned]).sum() / weights[learned].sum()
     if not held.any():
-        return torch.zeros(())
+        return loss, torch.zeros(())
+    rows = held.any(1)  # most sequences hold nothing to the teacher
     with torch.no_grad():
-        hidden = teacher.model(input_ids=ids_BL, use_cache=False).last_hidden_state[:, :-1][held]
-        target_KV = functional.log_softmax(teacher.lm_head(hidden).float(), -1)
-    hidden = model.model(input_ids=ids_BL, use_cache=False).last_hidden_state[:, :-1][held]
-    found_KV = functional.log_softmax(model.lm_head(hidden).float(), -1)
-    return functional.kl_div(found_KV, target_KV, log_target=True, reduction="batchmean")
+        before = teacher.model(input_ids=ids_BL[rows], use_cache=False).last_hidden_state[:, :-1][held[rows]]
+        target_KV = functional.log_softmax(teacher.lm_head(before).float(), -1)
+    found_KV = functional.log_softmax(model.lm_head(hidden_BLH[held]).float(), -1)
+    return loss, functional.kl_div(found_KV, target_KV, log_target=True, reduction="batchmean")
 
 
 def learning_rate(step: int, settings: Settings) -> float:
@@ -155,14 +167,12 @@ def train(llm: Path, out: Path, settings: Settings, *, log: Path | None, every: 
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            total, count = loss_sum(model, model.model, ids_BL, weights_BL.clamp(min=0))
-            apart = divergence(model, teacher, ids_BL, weights_BL == HELD)
-        loss = total / count + settings.held * apart
-        torch.autograd.backward(loss)
+            loss, apart = losses(model, teacher, ids_BL, weights_BL)
+        torch.autograd.backward(loss + settings.held * apart)
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
         optimizer.zero_grad()
-        learned += float(total.detach() / count) / every
+        learned += float(loss.detach()) / every
         moved += float(apart.detach()) / every
         if (step + 1) % every == 0:
             accuracy = question_accuracy(model, tokenizer, scenes=150, per_scene=4)

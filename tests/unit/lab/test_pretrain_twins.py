@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 from dpa.lab.language import SYNONYMS
 from dpa.lab.pretrain_llm import ASSETS
 from dpa.lab.pretrain_text import Encoder
-from dpa.lab.pretrain_twins import HELD, Settings, TwinStream, divergence, learning_rate, main, mixture
+from dpa.lab.pretrain_twins import HELD, Settings, TwinStream, learning_rate, losses, main, mixture
 
 B_WORDS = {word for words in SYNONYMS.values() for word in words}
 
@@ -48,18 +48,25 @@ def test_without_a_share_nothing_is_held(tokenizer: PreTrainedTokenizerFast) -> 
     assert (weights_BL >= 0).all()
 
 
-def test_divergence(tokenizer: PreTrainedTokenizerFast, model: Qwen2ForCausalLM) -> None:
+def test_losses(model: Qwen2ForCausalLM) -> None:
     ids_BL = torch.randint(10, 900, (2, 12), generator=torch.Generator().manual_seed(0))
-    held_BL = torch.zeros(2, 12, dtype=torch.bool)
-    assert divergence(model, model, ids_BL, held_BL) == 0
-    held_BL[0, 3:6] = True
-    assert divergence(model, model, ids_BL, held_BL).item() == pytest.approx(0, abs=1e-6)  # float32 log-softmax
+    weights_BL = torch.zeros(2, 12)
+    weights_BL[0, 7], weights_BL[1, 2] = 1.0, 0.5
+    loss, apart = losses(model, model, ids_BL, weights_BL)
+    assert apart == 0
+    with torch.no_grad():
+        logp = torch.log_softmax(model(input_ids=ids_BL).logits.float(), -1)
+    expected = -(logp[0, 6, ids_BL[0, 7]] + 0.5 * logp[1, 1, ids_BL[1, 2]]) / 1.5
+    torch.testing.assert_close(loss.detach(), expected)
+    weights_BL[0, 3:6] = HELD
+    again, apart = losses(model, model, ids_BL, weights_BL)
+    assert again == loss, "held tokens are not learned"
+    assert apart.item() == pytest.approx(0, abs=1e-6)  # float32 log-softmax
     other = Qwen2ForCausalLM(model.config)
     with torch.no_grad():
-        p = torch.log_softmax(model(input_ids=ids_BL[:1]).logits[0, 2:5].float(), -1)
         q = torch.log_softmax(other(input_ids=ids_BL[:1]).logits[0, 2:5].float(), -1)
-    expected = (p.exp() * (p - q)).sum(-1).mean()
-    torch.testing.assert_close(divergence(other, model, ids_BL, held_BL).detach(), expected)
+    p = logp[0, 2:5]
+    torch.testing.assert_close(losses(other, model, ids_BL, weights_BL)[1].detach(), (p.exp() * (p - q)).sum(-1).mean())
 
 
 def test_rate_ends_at_nothing() -> None:
