@@ -23,3 +23,7 @@ class EvaluateSettings(Strict):
     """First so many questions; None: all."""
     blind: bool = True
     """Also ask without the image: the accuracy that the question alone gives away."""
+    after_pretrain: bool = False
+    """Also after stage 2: the original LLM with the connector, before it is taught to answer."""
+    probe_steps: tuple[int, ...] = ()
+    """Steps of stage 2 after which the lab's visual and linguistic words are probed; for the lab's parts."""
