@@ -55,8 +55,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (data / "pixmo-cap/data").mkdir()
     pq.write_table(table, data / "pixmo-cap/data/train-00000-of-00001.parquet")
     picture(data / "Cambrian-10M/images/coco/train2017/2.jpg")
-    turns = [record("coco/train2017/2.jpg", "What colour?", "Red."), record(None, "Two plus two?", "Four.")]
-    write(data / "Cambrian-10M/jsons/Cambrian737k.json", turns * 2)
+    turns = [record(name, "What colour?", "Red.") for name in ("coco/train2017/2.jpg", "images/coco/train2017/2.jpg")]
+    write(data / "Cambrian-10M/jsons/Cambrian737k.json", [*turns, record(None, "Two plus two?", "Four.")] * 2)
     return root
 
 
@@ -102,7 +102,7 @@ def test_paper(path: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(work)
     recipe, rows = rehearsed(path, work)
     assert [row["stage"] for row in rows] == ["proxy", "pretrain", "finetune"]
-    assert [row["samples"] for row in rows] == [4 if path.stem == "blip558k" else 3] * 2 + [4], "none was left out"
+    assert [row["samples"] for row in rows] == [4 if path.stem == "blip558k" else 3] * 2 + [6], "none was left out"
     stages = recipe.stages
     # section 4.1 and the table of hyper-parameters; docs/method.md
     assert [stages.proxy.learning_rate, stages.pretrain.learning_rate, stages.finetune.learning_rate] == [
