@@ -152,7 +152,8 @@ def score_native(
 def _records(tasks: Sequence[Task], answers: Sequence[Prediction]) -> list[dict[str, Any]]:
     pairs = list(zip(tasks, answers, strict=True))
     assert all(task.id == answer.id for task, answer in pairs), "answers are out of order"
-    return [{**task.record, "prediction": answer.prediction} for task, answer in pairs]
+    # where: scorers name it in their errors
+    return [{**task.record, "prediction": answer.prediction, "where": task.where} for task, answer in pairs]
 
 
 def _members(name: str, tasks: Sequence[Task], units: Sequence[Unit]) -> dict[str, list[Task]]:

@@ -46,6 +46,7 @@ class EvaluateSettings(Strict):
     @field_validator("benchmarks", mode="before")
     @classmethod
     def _expand(cls, value: Any) -> Any:
+        value = value.split(",") if isinstance(value, str) else value  # evaluate.benchmarks=paper
         if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
             return expand_names(value)
         return value

@@ -58,3 +58,8 @@ def test_settings_from_the_command_line(tmp_path: Path) -> None:
         settings_of(benchmarks=["paper"], data=tmp_path, profile="loose")
     with pytest.raises(UserError, match=r"limit: .*greater than or equal to 1"):
         settings_of(benchmarks=["lab"], data=tmp_path, limit=0, batch_size=8)
+
+
+def test_missing_benchmarks_are_named_before_the_model_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"mmbench: no files in .*\n.*\n.*MMBench_DEV_EN\.tsv: https"):
+        evaluate_checkpoint("no/such", settings=settings_of(benchmarks=["paper"], data=tmp_path))
