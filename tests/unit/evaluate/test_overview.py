@@ -27,7 +27,7 @@ def result(share: float, **changes: Any) -> dict[str, Any]:
     return {**shown, **changes}
 
 
-SEVEN = {name: result(number / 10) for number, name in enumerate(PAPER, 1)}
+SEVEN: dict[str, dict[str, Any]] = {name: result(number / 10) for number, name in enumerate(PAPER, 1)}
 
 
 def test_average_is_the_plain_mean_of_all_seven() -> None:

@@ -123,7 +123,7 @@ def ai2d(row: Row) -> Task:
         answer = _letter(row.text("answer"), choices, row.where)
     name = row.maybe("index") or str(row.position)
     text = prompts.options_prompt(row.text("question"), choices)
-    return _task(row, name, text, {"answer": answer, "choices": choices})
+    return _task(row, name, text, {"answer": answer, "choices": choices, "category": row.maybe("category")})
 
 
 def docvqa(row: Row) -> Task:

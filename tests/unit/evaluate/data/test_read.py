@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import pickle
 import shutil
 from pathlib import Path
 
@@ -188,6 +189,15 @@ def test_reading_touches_no_picture(files: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(CellImage, "open", never)
     monkeypatch.setattr(TableImages, "read", never)
     assert len(tasks_of("mmbench", files)) == len(tasks_of("mmbench", files / "hub")) == 12
+
+
+def test_handles_go_to_other_processes(files: Path) -> None:
+    for folder, name in ((files, "mmbench"), (files / "hub", "ocrbench"), (files, "mmvp")):
+        (image,) = tasks_of(name, folder)[0].images
+        image.open()
+        copy = pickle.loads(pickle.dumps(image))
+        assert copy.digest() == image.digest()
+        assert copy.open().tobytes() == image.open().tobytes()
 
 
 def test_options_of_mmvp_must_be_two(files: Path, tmp_path: Path) -> None:
