@@ -52,8 +52,17 @@ class NativeResult:
 
 
 def check_native(name: str, folder: Path, *, limit: int | None = None) -> object:
-    """Raises DataError where the benchmark's files in ``folder`` cannot be used."""
-    return read_benchmark(name, folder, limit=limit)
+    """Reads the questions and scores empty answers to them: what scoring would complain about comes out before hours of
+    generation.
+
+    Raises:
+        DataError: the benchmark's files in ``folder`` cannot be used, or rolls, pairs or sources are missing.
+    """
+    from dpa.evaluate.scoring import score
+
+    tasks = read_benchmark(name, folder, limit=limit)
+    score(name, [_record(task, "") for task in tasks], complete=limit is None)
+    return tasks
 
 
 def evaluate_native(
@@ -152,8 +161,12 @@ def score_native(
 def _records(tasks: Sequence[Task], answers: Sequence[Prediction]) -> list[dict[str, Any]]:
     pairs = list(zip(tasks, answers, strict=True))
     assert all(task.id == answer.id for task, answer in pairs), "answers are out of order"
-    # where: scorers name it in their errors
-    return [{**task.record, "prediction": answer.prediction, "where": task.where} for task, answer in pairs]
+    return [_record(task, answer.prediction) for task, answer in pairs]
+
+
+def _record(task: Task, prediction: str) -> dict[str, Any]:
+    # scorers name ``where`` in their errors
+    return {**task.record, "prediction": prediction, "where": task.where}
 
 
 def _members(name: str, tasks: Sequence[Task], units: Sequence[Unit]) -> dict[str, list[Task]]:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from dpa.errors import DataError
+from dpa.evaluate.data.files import LAYOUTS, Tsv
 from dpa.evaluate.data.read import read_benchmark
 from dpa.evaluate.data.rows import Task
+from dpa.evaluate.data.tsv import read_tsv
 from dpa.evaluate.generate import Prediction
 from dpa.evaluate.native import MAX_NEW_TOKENS, NativeResult, check_native, score_native
 from dpa.evaluate.scores import Scored, read_scores, write_scores
@@ -101,3 +104,15 @@ def test_answers_out_of_order_are_a_bug(files: Path) -> None:
 
 def test_files_are_checked_without_a_model(files: Path) -> None:
     assert check_native("docvqa", files, limit=3) is not None
+
+
+def test_missing_rolls_are_counted_before_the_model_is_asked(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = read_tsv(files / "MMBench_DEV_EN.tsv")
+    data = (files / "MMBench_DEV_EN.tsv").read_bytes()
+    (tmp_path / "MMBench_DEV_EN.tsv").write_bytes(data[: rows[-1].start])
+    monkeypatch.setitem(LAYOUTS, "mmbench", (Tsv(parts=(("MMBench_DEV_EN.tsv", "", ""),), questions=None),))
+    check_native("mmbench", files)
+    with pytest.raises(DataError, match=r"1 of 4 questions lack rolls, 1 records are missing"):
+        check_native("mmbench", tmp_path)
