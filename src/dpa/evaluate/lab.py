@@ -7,7 +7,6 @@ the question alone. Only what is above both was seen.
 from __future__ import annotations
 
 import json
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,12 @@ from dpa.data.images import safe_join
 from dpa.errors import DataError
 from dpa.evaluate.generate import Prediction, Progress, Question, generate_answers
 from dpa.evaluate.scores import Scored, scores_path, write_scores
+from dpa.evaluate.scoring.texts import normalise
 from dpa.evaluate.settings import EvaluateSettings
 from dpa.evaluate.statistics import group_interval
 from dpa.models.digest import digest_of_model
 
 QUESTIONS = "questions.jsonl"
-_STRIPPED = string.punctuation + string.whitespace
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +93,6 @@ class LabResult:
             "n": self.n,
             "scenes": self.scenes,
         }
-
-
-def normalise(answer: str) -> str:
-    """The first line, in lower case, white space folded, without punctuation and space around it."""
-    first = answer.strip().partition("\n")[0]
-    return " ".join(first.lower().split()).strip(_STRIPPED)
 
 
 def read_questions(folder: Path, *, limit: int | None = None) -> list[LabQuestion]:
