@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -18,11 +18,9 @@ from dpa.evaluate.data.rows import Task, group_of
 from dpa.evaluate.generate import Prediction, Progress, Question
 from dpa.evaluate.passes import ask
 from dpa.evaluate.scores import Scored, scores_path, write_scores
+from dpa.evaluate.scoring import BenchmarkScore, ScoringRules, Unit, score
 from dpa.evaluate.settings import EvaluateSettings
 from dpa.evaluate.statistics import group_interval
-
-if TYPE_CHECKING:
-    from dpa.evaluate.scoring import BenchmarkScore, Unit
 
 MAX_NEW_TOKENS: dict[str, int] = {
     "mmbench": 128,
@@ -58,8 +56,6 @@ def check_native(name: str, folder: Path, *, limit: int | None = None) -> object
     Raises:
         DataError: the benchmark's files in ``folder`` cannot be used, or rolls, pairs or sources are missing.
     """
-    from dpa.evaluate.scoring import score
-
     tasks = read_benchmark(name, folder, limit=limit)
     score(name, [_record(task, "") for task in tasks], complete=limit is None)
     return tasks
@@ -121,8 +117,6 @@ def score_native(
     Raises:
         DataError: rows or rolls are missing although ``settings.limit`` is None.
     """
-    from dpa.evaluate.scoring import ScoringRules, score
-
     rules = ScoringRules(profile=settings.profile, vlmevalkit=settings.vlmevalkit)
     complete = settings.limit is None
     seen = score(name, _records(tasks, answers), rules, complete=complete)

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from tests.unit.evaluate import scoring_stub
-
-if importlib.util.find_spec("dpa.evaluate.scoring") is None:
-    sys.modules["dpa.evaluate.scoring"] = scoring_stub
 
 from dpa.models.settings import ModelSettings
 from dpa.models.vlm import Vlm, build_vlm
