@@ -18,14 +18,29 @@ def eval_command(
     out: Annotated[Path | None, typer.Option(help="Folder for predictions; default: beside the checkpoint.")] = None,
     limit: Annotated[int | None, typer.Option(help="First so many questions.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions per forward.")] = 64,
+    devices: Annotated[
+        str, typer.Option(help="Accelerators that share the questions, a copy of the model on each: a number or auto.")
+    ] = "1",
+    rank_options: Annotated[
+        bool, typer.Option("--rank-options", help="Multiple choice also by each option's log-probability, separately.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Generates and scores. A killed evaluation continues from its predictions."""
     from dpa.evaluate.checkpoint import evaluate_checkpoint, settings_of
+    from dpa.evaluate.progress import EvaluationProgress
 
     quiet_libraries()
-    settings = settings_of(benchmarks=tuple(benchmarks.split(",")), data=data, limit=limit, batch_size=batch_size)
-    result = evaluate_checkpoint(checkpoint, settings=settings, out=out)
+    settings = settings_of(
+        benchmarks=tuple(benchmarks.split(",")),
+        data=data,
+        limit=limit,
+        batch_size=batch_size,
+        devices=devices,
+        rank_options=rank_options,
+    )
+    with EvaluationProgress() as progress:
+        result = evaluate_checkpoint(checkpoint, settings=settings, out=out, progress=progress.of)
     emit(result.to_dict()) if as_json else typer.echo(result.text())
 
 

@@ -7,15 +7,18 @@ Whatever a benchmark reports, its dictionary has the keys of ``LabResult.to_dict
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from dpa.errors import UserError
+from dpa.evaluate.devices import Answerer
 from dpa.evaluate.generate import Progress
 from dpa.evaluate.lab import evaluate_lab, read_questions
+from dpa.evaluate.ranked import rank_lab
 from dpa.evaluate.settings import EvaluateSettings
 
 
@@ -31,7 +34,7 @@ class Evaluate(Protocol):
 
     def __call__(
         self,
-        model: PreTrainedModel,
+        model: Answerer,
         processor: ProcessorMixin,
         folder: Path,
         settings: EvaluateSettings,
@@ -39,6 +42,21 @@ class Evaluate(Protocol):
         *,
         progress: Progress | None = None,
     ) -> Result: ...
+
+
+class Rank(Protocol):
+    """Ranks the options, and writes rankings and scores into ``out``; None where there are none."""
+
+    def __call__(
+        self,
+        model: Answerer,
+        processor: ProcessorMixin,
+        folder: Path,
+        settings: EvaluateSettings,
+        out: Path,
+        *,
+        progress: Progress | None = None,
+    ) -> dict[str, Any] | None: ...
 
 
 class Check(Protocol):
@@ -53,9 +71,11 @@ class Benchmark:
 
     check: Check
     evaluate: Evaluate
+    rank: Rank
+    """For the key ``ranked`` of its result (``settings.rank_options``)."""
 
 
-BENCHMARKS: dict[str, Benchmark] = {"lab": Benchmark(check=read_questions, evaluate=evaluate_lab)}
+BENCHMARKS: dict[str, Benchmark] = {"lab": Benchmark(check=read_questions, evaluate=evaluate_lab, rank=rank_lab)}
 
 
 def check_benchmarks(settings: EvaluateSettings) -> None:
@@ -69,17 +89,18 @@ def check_benchmarks(settings: EvaluateSettings) -> None:
 
 
 def run_benchmarks(
-    model: PreTrainedModel,
+    model: Answerer,
     processor: ProcessorMixin,
     settings: EvaluateSettings,
     out: Path,
     *,
-    progress: Progress | None = None,
+    progress: Callable[[str], Progress] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """All benchmarks of the settings, one after the other.
 
     Args:
         out: folder of predictions (in a run: ``scores.PREDICTIONS`` inside the method's folder).
+        progress: name of what begins -> who is told how it goes.
 
     Returns:
         benchmark -> result, for summary.json.
@@ -87,10 +108,17 @@ def run_benchmarks(
     Raises:
         DpaError: see the benchmarks.
     """
-    return {
-        name: BENCHMARKS[name].evaluate(model, processor, _folder(settings), settings, out, progress=progress).to_dict()
-        for name in settings.benchmarks
-    }
+    results = {}
+    for name in settings.benchmarks:
+        row, folder = BENCHMARKS[name], _folder(settings)
+        shown = None if progress is None else progress(name)
+        result = row.evaluate(model, processor, folder, settings, out, progress=shown).to_dict()
+        if settings.rank_options:
+            shown = None if progress is None else progress(f"{name}, options")
+            ranked = row.rank(model, processor, folder, settings, out, progress=shown)
+            result |= {} if ranked is None else {"ranked": ranked}
+        results[name] = result
+    return results
 
 
 def _folder(settings: EvaluateSettings) -> Path:

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from dpa.data.images import safe_join
 from dpa.errors import DataError
+from dpa.evaluate.devices import Answerer, identity_of
 from dpa.evaluate.generate import Prediction, Progress, Question, generate_answers
 from dpa.evaluate.scores import Scored, scores_path, write_scores
 from dpa.evaluate.settings import EvaluateSettings
 from dpa.evaluate.statistics import group_interval
-from dpa.models.digest import digest_of_model
 
 QUESTIONS = "questions.jsonl"
 _STRIPPED = string.punctuation + string.whitespace
@@ -154,7 +154,7 @@ def _question(folder: Path, line: str, where: str) -> LabQuestion:
 
 
 def evaluate_lab(
-    model: PreTrainedModel,
+    model: Answerer,
     processor: ProcessorMixin,
     folder: Path,
     settings: EvaluateSettings,
@@ -176,7 +176,7 @@ def evaluate_lab(
     """
     questions = read_questions(folder, limit=settings.limit)
     asked = [Question(id=item.id, text=item.question, images=(item.image,), where=item.where) for item in questions]
-    identity = digest_of_model(model.state_dict())
+    identity = identity_of(model)
     passes = {True: "lab.jsonl", False: "lab.blind.jsonl"} if settings.blind else {True: "lab.jsonl"}
     answers: dict[bool, list[Prediction]] = {}
     for number, (with_image, name) in enumerate(passes.items()):
