@@ -24,11 +24,18 @@ def eval_command(
     ] = "2025-05",
     blind: Annotated[bool | None, typer.Option(help="Also ask without the image; default: the lab only.")] = None,
     paper: Annotated[str | None, typer.Option(help="The paper's row beside ours: qwen2.5-7b/sharegpt4v, ...")] = None,
+    devices: Annotated[
+        str, typer.Option(help="Accelerators that share the questions, a copy of the model on each: a number or auto.")
+    ] = "1",
+    rank_options: Annotated[
+        bool, typer.Option("--rank-options", help="Multiple choice also by each option's log-probability, separately.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Generates and scores. A killed evaluation continues from its predictions."""
     from dpa.evaluate.checkpoint import evaluate_checkpoint, settings_of
     from dpa.evaluate.paper import paper_row
+    from dpa.evaluate.progress import EvaluationProgress
 
     quiet_libraries()
     settings = settings_of(
@@ -39,9 +46,12 @@ def eval_command(
         profile=profile,
         vlmevalkit=vlmevalkit,
         blind=blind,
+        devices=devices,
+        rank_options=rank_options,
     )
     row = None if paper is None else paper_row(paper)
-    result = evaluate_checkpoint(checkpoint, settings=settings, out=out, paper=row)
+    with EvaluationProgress() as progress:
+        result = evaluate_checkpoint(checkpoint, settings=settings, out=out, progress=progress.of, paper=row)
     emit(result.to_dict()) if as_json else typer.echo(result.text())
 
 

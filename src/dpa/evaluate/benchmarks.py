@@ -7,19 +7,21 @@ Whatever a benchmark reports, its dictionary has the keys of ``LabResult.to_dict
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from dpa.errors import UserError
+from dpa.evaluate.devices import Answerer, identity_of
 from dpa.evaluate.generate import Progress
 from dpa.evaluate.lab import evaluate_lab, read_questions
-from dpa.evaluate.native import check_native, evaluate_native
+from dpa.evaluate.native import check_native, evaluate_native, rank_native
+from dpa.evaluate.ranked import rank_lab
 from dpa.evaluate.settings import PAPER, EvaluateSettings
-from dpa.models.digest import digest_of_model
 
 
 class Result(Protocol):
@@ -34,7 +36,7 @@ class Evaluate(Protocol):
 
     def __call__(
         self,
-        model: PreTrainedModel,
+        model: Answerer,
         processor: ProcessorMixin,
         folder: Path,
         settings: EvaluateSettings,
@@ -43,6 +45,22 @@ class Evaluate(Protocol):
         progress: Progress | None = None,
         identity: str | None = None,
     ) -> Result: ...
+
+
+class Rank(Protocol):
+    """Ranks the options, and writes rankings and scores into ``out``; None where there are none."""
+
+    def __call__(
+        self,
+        model: Answerer,
+        processor: ProcessorMixin,
+        folder: Path,
+        settings: EvaluateSettings,
+        out: Path,
+        *,
+        progress: Progress | None = None,
+        identity: str | None = None,
+    ) -> dict[str, Any] | None: ...
 
 
 class Check(Protocol):
@@ -57,15 +75,18 @@ class Benchmark:
 
     check: Check
     evaluate: Evaluate
+    rank: Rank
+    """For the key ``ranked`` of its result (``settings.rank_options``)."""
 
 
 def _native(name: str) -> Benchmark:
-    return Benchmark(check=partial(check_native, name), evaluate=partial(evaluate_native, name))
+    check, evaluate = partial(check_native, name), partial(evaluate_native, name)
+    return Benchmark(check=check, evaluate=evaluate, rank=partial(rank_native, name))
 
 
 BENCHMARKS: dict[str, Benchmark] = {
     **{name: _native(name) for name in PAPER},
-    "lab": Benchmark(check=read_questions, evaluate=evaluate_lab),
+    "lab": Benchmark(check=read_questions, evaluate=evaluate_lab, rank=rank_lab),
 }
 
 
@@ -80,17 +101,18 @@ def check_benchmarks(settings: EvaluateSettings) -> None:
 
 
 def run_benchmarks(
-    model: PreTrainedModel,
+    model: Answerer,
     processor: ProcessorMixin,
     settings: EvaluateSettings,
     out: Path,
     *,
-    progress: Progress | None = None,
+    progress: Callable[[str], Progress] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """All benchmarks of the settings, one after the other.
 
     Args:
         out: folder of predictions (in a run: ``scores.PREDICTIONS`` inside the method's folder).
+        progress: name of what begins -> who is told how it goes.
 
     Returns:
         benchmark -> result, for summary.json.
@@ -100,13 +122,18 @@ def run_benchmarks(
     """
     if not settings.benchmarks:
         return {}
-    folder, identity = _folder(settings), digest_of_model(model.state_dict())
-    return {
-        name: BENCHMARKS[name]
-        .evaluate(model, processor, folder, settings, out, progress=progress, identity=identity)
-        .to_dict()
-        for name in settings.benchmarks
-    }
+    results: dict[str, dict[str, Any]] = {}
+    folder, identity = _folder(settings), identity_of(model)
+    for name in settings.benchmarks:
+        row = BENCHMARKS[name]
+        shown = None if progress is None else progress(name)
+        result = row.evaluate(model, processor, folder, settings, out, progress=shown, identity=identity).to_dict()
+        if settings.rank_options:
+            shown = None if progress is None else progress(f"{name}, options")
+            ranked = row.rank(model, processor, folder, settings, out, progress=shown, identity=identity)
+            result |= {} if ranked is None else {"ranked": ranked}
+        results[name] = result
+    return results
 
 
 def _folder(settings: EvaluateSettings) -> Path:

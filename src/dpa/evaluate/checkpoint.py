@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
-from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.utils.hub import cached_file
 
-from dpa.errors import ModelError, UserError
+from dpa.errors import UserError
 from dpa.evaluate.benchmarks import BENCHMARKS, check_benchmarks, run_benchmarks
+from dpa.evaluate.devices import Devices, device_names
 from dpa.evaluate.generate import Progress
+from dpa.evaluate.load import load_model, open_processor
 from dpa.evaluate.overview import average, overview
 from dpa.evaluate.paper import PaperRow
+from dpa.evaluate.scores import write_results
 from dpa.evaluate.settings import PAPER, SETS, EvaluateSettings, expand_names
 from dpa.evaluate.tables import accuracy_table
-from dpa.models.parts import resolve_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def evaluate_checkpoint(
     *,
     settings: EvaluateSettings,
     out: Path | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[str], Progress] | None = None,
     paper: PaperRow | None = None,
 ) -> CheckpointResult:
     """Loads a checkpoint with stock transformers, in the precision that it is stored in, and evaluates it.
@@ -72,23 +72,18 @@ def evaluate_checkpoint(
         DpaError: generation failed.
     """
     check_benchmarks(settings)
-    source = resolve_part(checkpoint)
-    folder = Path(checkpoint)
-    is_folder = folder.is_dir()
+    names = device_names(settings.devices)
     if out is None:
+        folder = Path(checkpoint)
         # the name as given: in a run's folder the checkpoint is a link into the store
-        out = folder.with_name(folder.name + ".eval") if is_folder else Path("eval", checkpoint.replace("/", "--"))
-    try:
-        if not is_folder:
-            cached_file(source, "config.json")  # one look decides whether the hub has it and can be reached
-        # PIL's pixels, with and without torchvision: the ones that training saw
-        processor = AutoProcessor.from_pretrained(source, backend="pil")  # type: ignore[no-untyped-call]
-        model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype="auto")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{checkpoint} does not load as an image-text-to-text model: {error}") from None
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    model.to(torch.device("cpu") if accelerator is None else accelerator).eval()
-    results = run_benchmarks(model, processor, settings, out, progress=progress)
+        out = (
+            folder.with_name(folder.name + ".eval") if folder.is_dir() else Path("eval", checkpoint.replace("/", "--"))
+        )
+    processor = open_processor(checkpoint)
+    with ExitStack() as stack:
+        model = load_model(checkpoint, names[0]) if len(names) == 1 else stack.enter_context(Devices(checkpoint, names))
+        results = run_benchmarks(model, processor, settings, out, progress=progress)
+    write_results(out, checkpoint, results)
     return CheckpointResult(checkpoint=checkpoint, predictions=out, results=results, paper=paper)
 
 

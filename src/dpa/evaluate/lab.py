@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from dpa.data.images import safe_join
 from dpa.errors import DataError
+from dpa.evaluate.devices import Answerer
 from dpa.evaluate.generate import Prediction, Progress, Question
 from dpa.evaluate.passes import ask
 from dpa.evaluate.scores import Scored, scores_path, write_scores
@@ -151,7 +152,7 @@ def _question(folder: Path, line: str, where: str) -> LabQuestion:
 
 
 def evaluate_lab(
-    model: PreTrainedModel,
+    model: Answerer,
     processor: ProcessorMixin,
     folder: Path,
     settings: EvaluateSettings,

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from dpa.evaluate.data.read import read_benchmark, source_of
 from dpa.evaluate.data.rows import Task, group_of
+from dpa.evaluate.devices import Answerer
 from dpa.evaluate.generate import Prediction, Progress, Question
 from dpa.evaluate.passes import ask
+from dpa.evaluate.ranked import rank_tasks, ranked_result
 from dpa.evaluate.scores import Scored, scores_path, write_scores
 from dpa.evaluate.scoring import BenchmarkScore, ScoringRules, Unit, score
 from dpa.evaluate.settings import EvaluateSettings
@@ -63,7 +65,7 @@ def check_native(name: str, folder: Path, *, limit: int | None = None) -> object
 
 def evaluate_native(
     name: str,
-    model: PreTrainedModel,
+    model: Answerer,
     processor: ProcessorMixin,
     folder: Path,
     settings: EvaluateSettings,
@@ -101,6 +103,34 @@ def evaluate_native(
     result, scored = score_native(name, tasks, answers, blind, settings, source=source_of(name, folder))
     write_scores(scores_path(out, name), scored)
     return result
+
+
+def rank_native(
+    name: str,
+    model: Answerer,
+    processor: ProcessorMixin,
+    folder: Path,
+    settings: EvaluateSettings,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    identity: str | None = None,
+) -> dict[str, Any] | None:
+    """The same questions by ranking their options; units lie in ``NAME.ranked.scores.jsonl``.
+
+    Returns:
+        For the key ``ranked`` of the result; None where questions are answered in free text.
+
+    Raises:
+        DpaError: see :func:`evaluate_native`.
+    """
+    tasks = read_benchmark(name, folder, limit=settings.limit)
+    picked = rank_tasks(name, model, processor, tasks, settings, out, progress=progress, identity=identity)
+    if picked is None:
+        return None
+    result, scored = score_native(name, tasks, picked, None, settings, source=source_of(name, folder))
+    write_scores(scores_path(out, f"{name}.ranked"), scored)
+    return ranked_result(result.to_dict())
 
 
 def score_native(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
+from dpa.evaluate.devices import Answerer, identity_of
 from dpa.evaluate.generate import Prediction, Progress, Question, generate_answers
-from dpa.models.digest import digest_of_model
 
 
 def ask(
-    model: PreTrainedModel,
+    model: Answerer,
     processor: ProcessorMixin,
     questions: Sequence[Question],
     name: str,
@@ -33,7 +33,7 @@ def ask(
     Raises:
         DpaError: see :func:`dpa.evaluate.generate.generate_answers`.
     """
-    weights = digest_of_model(model.state_dict()) if identity is None else identity
+    weights = identity_of(model) if identity is None else identity
     passes = (True, False) if blind else (True,)
     answers = [
         generate_answers(

@@ -42,6 +42,15 @@ class EvaluateSettings(Strict):
     """Rules of scoring: those of the paper's toolkits, or strict ones (docs/evaluation.md, "Scores")."""
     vlmevalkit: Literal["2025-05", "2026-08"] = "2025-05"
     """Whose letter rules ``paper`` follows: VLMEvalKit's of the paper's time, or after it tightened them."""
+    rank_options: bool = False
+    """Multiple choice also by the log-probability of each option: a second accuracy, under ``ranked``."""
+    devices: int | Literal["auto"] = 1
+    """Accelerators that share the questions, each with a copy of the model in a process of its own; ``auto``: all of
+    this machine. Without any accelerator a number is that of processes on the CPU."""
+    every_steps: int | None = Field(default=None, ge=1)
+    """Also after every so many optimizer steps of stage 3; figures go to metrics.jsonl. None: at the end alone."""
+    every_limit: int = Field(default=64, ge=1)
+    """At most so many questions of each benchmark in those."""
 
     @field_validator("benchmarks", mode="before")
     @classmethod
@@ -49,4 +58,11 @@ class EvaluateSettings(Strict):
         value = value.split(",") if isinstance(value, str) else value  # evaluate.benchmarks=paper
         if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
             return expand_names(value)
+        return value
+
+    @field_validator("devices")
+    @classmethod
+    def _at_least_one(cls, value: int | str) -> int | str:
+        if value != "auto" and int(value) < 1:
+            raise ValueError("devices must be auto or at least 1")
         return value

@@ -9,32 +9,14 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from PIL import Image
 
-from dpa.data.images import decode_image, load_image, safe_join
-from dpa.data.settings import DataSettings
+from dpa.data.images import decode_image, safe_join
 from dpa.data.tables import TableImages
 from dpa.errors import DataError
 from dpa.evaluate.data.tsv import read_cell
-
-MAX_IMAGE_PIXELS: int = DataSettings.model_fields["max_image_pixels"].default
-"""Larger images are refused before they are decoded, in evaluation as in training."""
-
-
-class ImageSource(Protocol):
-    """One image of one row."""
-
-    def open(self) -> Image.Image:
-        """Upright 8-bit RGB.
-
-        Raises:
-            DataError: missing, not an image, damaged, or larger than :data:`MAX_IMAGE_PIXELS`.
-        """
-
-    def digest(self) -> str:
-        """Of the bytes as they lie in the file: another picture, another digest."""
+from dpa.evaluate.images import MAX_IMAGE_PIXELS, image_digest, open_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +26,16 @@ class FileImage:
     path: Path
 
     def open(self) -> Image.Image:
-        """See :class:`ImageSource`."""
-        return load_image(self.path, max_pixels=MAX_IMAGE_PIXELS)
+        """See :class:`~dpa.evaluate.images.LazyImage`."""
+        return open_image(self.path)
 
     def digest(self) -> str:
-        """See :class:`ImageSource`.
+        """See :class:`~dpa.evaluate.images.LazyImage`.
 
         Raises:
             DataError: the file cannot be read.
         """
-        try:
-            with open(self.path, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise DataError(f"{self.path} cannot be read ({error.strerror or error})") from None
+        return image_digest(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +56,7 @@ class CellImage:
     """File and line, for messages."""
 
     def open(self) -> Image.Image:
-        """See :class:`ImageSource`."""
+        """See :class:`~dpa.evaluate.images.LazyImage`."""
         cell = read_cell(self.path, self.start, self.length, self.column)
         try:
             text = cell if self.place is None else str(ast.literal_eval(cell)[self.place])
@@ -88,7 +66,7 @@ class CellImage:
         return decode_image(io.BytesIO(data), name=f"the image of {self.where}", max_pixels=MAX_IMAGE_PIXELS)
 
     def digest(self) -> str:
-        """See :class:`ImageSource`."""
+        """See :class:`~dpa.evaluate.images.LazyImage`."""
         return self.cell_digest if self.place is None else f"{self.cell_digest}-{self.place}"
 
 
@@ -103,19 +81,19 @@ class TableImage:
     where: str
 
     def open(self) -> Image.Image:
-        """See :class:`ImageSource`."""
+        """See :class:`~dpa.evaluate.images.LazyImage`."""
         data, path = self._content()
         if data is None:
             assert path is not None
-            return load_image(path, max_pixels=MAX_IMAGE_PIXELS)
+            return open_image(path)
         return decode_image(io.BytesIO(data), name=f"the image of {self.where}", max_pixels=MAX_IMAGE_PIXELS)
 
     def digest(self) -> str:
-        """See :class:`ImageSource`. Reads the image's bytes."""
+        """See :class:`~dpa.evaluate.images.LazyImage`. Reads the image's bytes."""
         data, path = self._content()
         if data is None:
             assert path is not None
-            return FileImage(path).digest()
+            return image_digest(path)
         return hashlib.sha256(data).hexdigest()
 
     def _content(self) -> tuple[bytes | None, Path | None]:

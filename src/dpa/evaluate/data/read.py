@@ -12,9 +12,10 @@ from dpa.data.images import safe_join
 from dpa.data.tables import TableImages, columns_of, table_rows
 from dpa.errors import DataError
 from dpa.evaluate.data.files import Found, Pictures, Table, Tsv, find_files
-from dpa.evaluate.data.images import CellImage, FileImage, ImageSource, TableImage
+from dpa.evaluate.data.images import CellImage, FileImage, TableImage
 from dpa.evaluate.data.rows import ROWS, Row, Task, group_of, listed
 from dpa.evaluate.data.tsv import TsvRow, read_tsv
+from dpa.evaluate.images import LazyImage
 from dpa.log import get_logger
 
 log = get_logger(__name__)
@@ -84,7 +85,7 @@ def _tsv_rows(path: Path, part: str) -> Iterator[Row]:
         yield Row(cells=row.cells, images=_cell_images(path, row, known, where), position=0, where=where, part=part)
 
 
-def _cell_images(path: Path, row: TsvRow, known: dict[str, TsvRow], where: str) -> tuple[ImageSource, ...]:
+def _cell_images(path: Path, row: TsvRow, known: dict[str, TsvRow], where: str) -> tuple[LazyImage, ...]:
     """Of the row itself, of the row that its cell names, or the files that ``image_path`` names."""
     holder = row
     reference = row.cells.get("image")
@@ -158,7 +159,7 @@ def _filled(cells: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in cells.items() if value is not None and value not in ("", "nan")}
 
 
-def _quarters(row: Row, pictures: Sequence[ImageSource]) -> Iterator[Row]:
+def _quarters(row: Row, pictures: Sequence[LazyImage]) -> Iterator[Row]:
     """The authors' NaturalBench: one row is two questions about two images."""
     index = row.integer("Index")
     for place, (question, image) in enumerate(_QUARTERS):

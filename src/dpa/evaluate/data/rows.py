@@ -11,7 +11,7 @@ from typing import Any
 
 from dpa.errors import DataError
 from dpa.evaluate.data import prompts
-from dpa.evaluate.data.images import ImageSource
+from dpa.evaluate.images import LazyImage
 
 _MMVP_OPTIONS = re.compile(r"\s*\(a\)(.*)\(b\)(.*)", re.DOTALL)
 _SOURCES = ("ADE20K", "COCO", "Omni3D")
@@ -24,7 +24,7 @@ class Task:
     id: str
     text: str
     """The prompt."""
-    images: tuple[ImageSource, ...]
+    images: tuple[LazyImage, ...]
     record: Mapping[str, Any]
     """The score record (docs/evaluation.md, "Scores") without ``prediction``."""
     where: str
@@ -37,7 +37,7 @@ class Row:
 
     cells: Mapping[str, Any]
     """Column -> text, number or list; missing cells are left out."""
-    images: tuple[ImageSource, ...]
+    images: tuple[LazyImage, ...]
     position: int
     """Among the benchmark's rows in the order of their index, from 0."""
     where: str
