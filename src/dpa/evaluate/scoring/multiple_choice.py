@@ -147,8 +147,8 @@ def score_cvbench(rows: Sequence[Row], rules: ScoringRules, complete: bool) -> O
     if complete and len(there) < len(_SOURCES):
         counts = ", ".join(f"{source} {len(by_source[source])}" for source in _SOURCES)
         raise DataError(
-            f"cvbench: {len(_SOURCES) - len(there)} of {len(_SOURCES)} sources have no row ({counts}). 2D is the mean of "
-            "ADE20K and COCO, 3D is Omni3D: answer rows of all three (CV-Bench's test split has 2,638) and score again"
+            f"cvbench: {len(_SOURCES) - len(there)} of {len(_SOURCES)} sources have no row ({counts}). 2D is the mean "
+            "of ADE20K and COCO, 3D is Omni3D: answer all of CV-Bench (2,638 rows) and score again"
         )
     accuracy = {source: mean(by_source[source]) for source in there}
     halves = {"2D": [source for source in there if source != "Omni3D"], "3D": [s for s in there if s == "Omni3D"]}
