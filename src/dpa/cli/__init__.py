@@ -50,7 +50,8 @@ def _root(
         typer.echo(f"dpa {version_of('dpa')}")
         raise typer.Exit
     if context.invoked_subcommand != "run" and launched().world > 1:
-        raise UserError(f"dpa {context.invoked_subcommand} works in one process: start it without a launcher")
+        several = " and say --devices N" if context.invoked_subcommand == "eval" else ""
+        raise UserError(f"dpa {context.invoked_subcommand} works in one process: start it without a launcher{several}")
 
 
 GROUPS = (

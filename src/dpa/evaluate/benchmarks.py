@@ -7,16 +7,21 @@ Whatever a benchmark reports, its dictionary has the keys of ``LabResult.to_dict
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from dpa.errors import UserError
+from dpa.evaluate.devices import Answerer, identity_of
 from dpa.evaluate.generate import Progress
 from dpa.evaluate.lab import evaluate_lab, read_questions
-from dpa.evaluate.settings import EvaluateSettings
+from dpa.evaluate.native import check_native, evaluate_native, rank_native
+from dpa.evaluate.ranked import rank_lab
+from dpa.evaluate.settings import PAPER, EvaluateSettings
 
 
 class Result(Protocol):
@@ -31,14 +36,31 @@ class Evaluate(Protocol):
 
     def __call__(
         self,
-        model: PreTrainedModel,
+        model: Answerer,
         processor: ProcessorMixin,
         folder: Path,
         settings: EvaluateSettings,
         out: Path,
         *,
         progress: Progress | None = None,
+        identity: str | None = None,
     ) -> Result: ...
+
+
+class Rank(Protocol):
+    """Ranks the options, and writes rankings and scores into ``out``; None where there are none."""
+
+    def __call__(
+        self,
+        model: Answerer,
+        processor: ProcessorMixin,
+        folder: Path,
+        settings: EvaluateSettings,
+        out: Path,
+        *,
+        progress: Progress | None = None,
+        identity: str | None = None,
+    ) -> dict[str, Any] | None: ...
 
 
 class Check(Protocol):
@@ -53,9 +75,19 @@ class Benchmark:
 
     check: Check
     evaluate: Evaluate
+    rank: Rank
+    """For the key ``ranked`` of its result (``settings.rank_options``)."""
 
 
-BENCHMARKS: dict[str, Benchmark] = {"lab": Benchmark(check=read_questions, evaluate=evaluate_lab)}
+def _native(name: str) -> Benchmark:
+    check, evaluate = partial(check_native, name), partial(evaluate_native, name)
+    return Benchmark(check=check, evaluate=evaluate, rank=partial(rank_native, name))
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    **{name: _native(name) for name in PAPER},
+    "lab": Benchmark(check=read_questions, evaluate=evaluate_lab, rank=rank_lab),
+}
 
 
 def check_benchmarks(settings: EvaluateSettings) -> None:
@@ -69,17 +101,18 @@ def check_benchmarks(settings: EvaluateSettings) -> None:
 
 
 def run_benchmarks(
-    model: PreTrainedModel,
+    model: Answerer,
     processor: ProcessorMixin,
     settings: EvaluateSettings,
     out: Path,
     *,
-    progress: Progress | None = None,
+    progress: Callable[[str], Progress] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """All benchmarks of the settings, one after the other.
 
     Args:
         out: folder of predictions (in a run: ``scores.PREDICTIONS`` inside the method's folder).
+        progress: name of what begins -> who is told how it goes.
 
     Returns:
         benchmark -> result, for summary.json.
@@ -87,10 +120,20 @@ def run_benchmarks(
     Raises:
         DpaError: see the benchmarks.
     """
-    return {
-        name: BENCHMARKS[name].evaluate(model, processor, _folder(settings), settings, out, progress=progress).to_dict()
-        for name in settings.benchmarks
-    }
+    if not settings.benchmarks:
+        return {}
+    results: dict[str, dict[str, Any]] = {}
+    folder, identity = _folder(settings), identity_of(model)
+    for name in settings.benchmarks:
+        row = BENCHMARKS[name]
+        shown = None if progress is None else progress(name)
+        result = row.evaluate(model, processor, folder, settings, out, progress=shown, identity=identity).to_dict()
+        if settings.rank_options:
+            shown = None if progress is None else progress(f"{name}, options")
+            ranked = row.rank(model, processor, folder, settings, out, progress=shown, identity=identity)
+            result |= {} if ranked is None else {"ranked": ranked}
+        results[name] = result
+    return results
 
 
 def _folder(settings: EvaluateSettings) -> Path:

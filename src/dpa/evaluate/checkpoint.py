@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
-from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.utils.hub import cached_file
 
-from dpa.errors import ModelError, UserError
+from dpa.errors import UserError
 from dpa.evaluate.benchmarks import BENCHMARKS, check_benchmarks, run_benchmarks
+from dpa.evaluate.devices import Devices, device_names
 from dpa.evaluate.generate import Progress
-from dpa.evaluate.settings import EvaluateSettings
+from dpa.evaluate.load import load_model, open_processor
+from dpa.evaluate.overview import average, overview
+from dpa.evaluate.paper import PaperRow
+from dpa.evaluate.scores import write_results
+from dpa.evaluate.settings import PAPER, SETS, EvaluateSettings, expand_names
 from dpa.evaluate.tables import accuracy_table
-from dpa.models.parts import resolve_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +30,24 @@ class CheckpointResult:
     predictions: Path
     results: dict[str, dict[str, Any]]
     """Benchmark -> result."""
+    paper: PaperRow | None = None
+    """Of the paper, to stand beside the results."""
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
-        return {"checkpoint": self.checkpoint, "predictions": str(self.predictions), "benchmarks": self.results}
+        return {
+            "checkpoint": self.checkpoint,
+            "predictions": str(self.predictions),
+            "benchmarks": self.results,
+            "average": average(self.results),
+            "paper": None if self.paper is None else asdict(self.paper),
+        }
 
     def text(self) -> str:
         """For people."""
-        tables = [accuracy_table({"model": result}).text(title=name) for name, result in self.results.items()]
+        tables = [overview(self.results, self.paper)] if any(name in self.results for name in PAPER) else []
+        others = {name: result for name, result in self.results.items() if name not in PAPER}
+        tables += [accuracy_table({"model": result}).text(title=name) for name, result in others.items()]
         return "\n\n".join([*tables, f"predictions: {self.predictions}"])
 
 
@@ -44,7 +56,8 @@ def evaluate_checkpoint(
     *,
     settings: EvaluateSettings,
     out: Path | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[str], Progress] | None = None,
+    paper: PaperRow | None = None,
 ) -> CheckpointResult:
     """Loads a checkpoint with stock transformers, in the precision that it is stored in, and evaluates it.
 
@@ -52,45 +65,45 @@ def evaluate_checkpoint(
         checkpoint: folder or hub id.
         settings: a recipe's, or :func:`settings_of`.
         out: folder of predictions; None: ``CHECKPOINT.eval`` beside the folder, ``eval/ID`` for a hub id.
+        paper: a row of the paper (:func:`dpa.evaluate.paper.paper_row`) to show beside the average.
 
     Raises:
         UserError: wrong files, or a checkpoint that does not load.
         DpaError: generation failed.
     """
     check_benchmarks(settings)
-    source = resolve_part(checkpoint)
-    folder = Path(checkpoint)
-    is_folder = folder.is_dir()
+    names = device_names(settings.devices)
     if out is None:
+        folder = Path(checkpoint)
         # the name as given: in a run's folder the checkpoint is a link into the store
-        out = folder.with_name(folder.name + ".eval") if is_folder else Path("eval", checkpoint.replace("/", "--"))
-    try:
-        if not is_folder:
-            cached_file(source, "config.json")  # one look decides whether the hub has it and can be reached
-        # PIL's pixels, with and without torchvision: the ones that training saw
-        processor = AutoProcessor.from_pretrained(source, backend="pil")  # type: ignore[no-untyped-call]
-        model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype="auto")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{checkpoint} does not load as an image-text-to-text model: {error}") from None
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    model.to(torch.device("cpu") if accelerator is None else accelerator).eval()
-    results = run_benchmarks(model, processor, settings, out, progress=progress)
-    return CheckpointResult(checkpoint=checkpoint, predictions=out, results=results)
+        out = (
+            folder.with_name(folder.name + ".eval") if folder.is_dir() else Path("eval", checkpoint.replace("/", "--"))
+        )
+    processor = open_processor(checkpoint)
+    with ExitStack() as stack:
+        model = load_model(checkpoint, names[0]) if len(names) == 1 else stack.enter_context(Devices(checkpoint, names))
+        results = run_benchmarks(model, processor, settings, out, progress=progress)
+    write_results(out, checkpoint, results)
+    return CheckpointResult(checkpoint=checkpoint, predictions=out, results=results, paper=paper)
 
 
-def settings_of(*, benchmarks: Sequence[str], data: Path, limit: int | None, batch_size: int) -> EvaluateSettings:
+def settings_of(*, benchmarks: Sequence[str], data: Path, **others: Any) -> EvaluateSettings:
     """Settings from the command line.
+
+    Args:
+        benchmarks: names, also those of sets (``paper``, ``all``).
+        data: folder of the benchmarks' files.
+        others: further fields of :class:`EvaluateSettings`.
 
     Raises:
         UserError: an unknown benchmark, or a number out of range.
     """
-    unknown = [name for name in benchmarks if name not in BENCHMARKS]
+    unknown = [name for name in expand_names(benchmarks) if name not in BENCHMARKS]
     if unknown or not benchmarks:
-        raise UserError(f"no benchmark {', '.join(unknown) or 'is named'}; known: {', '.join(BENCHMARKS)}")
+        known = ", ".join([*SETS, *BENCHMARKS])
+        raise UserError(f"no benchmark {', '.join(unknown) or 'is named'}; known: {known}")
     try:
-        return EvaluateSettings.model_validate(
-            {"benchmarks": tuple(benchmarks), "data": data, "limit": limit, "batch_size": batch_size}
-        )
+        return EvaluateSettings.model_validate({"benchmarks": tuple(benchmarks), "data": data, **others})
     except ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise UserError(f"evaluation: {told}") from None

@@ -11,12 +11,29 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from dpa.log import get_logger
 from dpa.store import disk_errors, write_text
 
 log = get_logger(__name__)
+
+
+class Record(Protocol):
+    """What a line says about one question; a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def id(self) -> str:
+        """The question's."""
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self | None:
+        """From a line's object; None: it is no such record."""
+
+
+R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +48,41 @@ class Prediction:
     finished: bool
     """The model ended its turn; False: it was cut at ``max_new_tokens``."""
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Prediction | None:
+        """See :class:`Record`."""
+        fields = {"id": str, "prediction": str, "tokens": int, "finished": bool}
+        fits = all(isinstance(record.get(name), kind) for name, kind in fields.items())
+        return cls(**{name: record[name] for name in fields}) if fits else None
 
-class PredictionFile:
+
+@dataclass(frozen=True, slots=True)
+class _Line(Generic[R]):
+    text: str
+    record: R
+    run: str
+    asked: str
+
+
+class PredictionFile(Generic[R]):
     """One JSONL file of predictions; use it as a context manager.
 
     Args:
         path: made with its folders where it is missing.
         run: digest of model and generation settings; ``asked`` digests tell the questions apart.
+        kind: what a line holds besides those digests.
 
     Raises:
         StorageError: the disk is full or not writable (from every method).
     """
 
-    def __init__(self, path: Path, run: str) -> None:
+    def __init__(self, path: Path, run: str, kind: type[R]) -> None:
         self._path = path
         self._run = run
+        self._kind = kind
         self._file: IO[str] | None = None
 
-    def __enter__(self) -> PredictionFile:
+    def __enter__(self) -> PredictionFile[R]:
         return self
 
     def __exit__(
@@ -57,7 +91,7 @@ class PredictionFile:
         if self._file is not None:
             self._file.close()
 
-    def restore(self, asked: Mapping[str, str]) -> dict[str, Prediction]:
+    def restore(self, asked: Mapping[str, str]) -> dict[str, R]:
         """What an earlier start has answered already.
 
         Drops everything else but answers of the same run to questions that are not asked now (another ``limit``).
@@ -72,26 +106,33 @@ class PredictionFile:
             return {}
         text = self._path.read_bytes().decode("utf-8", errors="replace")
         # not splitlines: answers may hold U+2028
-        records = [(line, record) for line in text.split("\n") if (record := _parse(line)) is not None]
-        kept = [
-            (line, record)
-            for line, record in records
-            if record["run"] == self._run and asked.get(record["id"], record["asked"]) == record["asked"]
-        ]
-        if len(kept) < len(records):
+        lines = [_Line(line, *found) for line in text.split("\n") if (found := self._parse(line)) is not None]
+        kept = [line for line in lines if line.run == self._run and asked.get(line.record.id, line.asked) == line.asked]
+        if len(kept) < len(lines):
             log.info(
                 "%s: %d of %d predictions are of another model or question; asked again",
                 self._path,
-                len(records) - len(kept),
-                len(records),
+                len(lines) - len(kept),
+                len(lines),
             )
-        mended = "".join(line + "\n" for line, _ in kept)
+        mended = "".join(line.text + "\n" for line in kept)
         if mended != text:
             with disk_errors(self._path):
                 write_text(self._path, mended)
-        return {record["id"]: _prediction(record) for _, record in kept if record["id"] in asked}
+        return {line.record.id: line.record for line in kept if line.record.id in asked}
 
-    def append(self, predictions: Iterable[Prediction], asked: Mapping[str, str]) -> None:
+    def _parse(self, line: str) -> tuple[R, str, str] | None:
+        """Record, run, asked; None for half a line, cut when the process died, or what a crash of the machine left."""
+        try:
+            found = json.loads(line)
+        except ValueError:
+            return None
+        if not isinstance(found, dict) or not all(isinstance(found.get(name), str) for name in ("run", "asked")):
+            return None
+        record = self._kind.from_record(found)
+        return None if record is None else (record, found["run"], found["asked"])
+
+    def append(self, predictions: Iterable[R], asked: Mapping[str, str]) -> None:
         """Adds lines and hands them to the system, so that a kill after this call loses none of them."""
         lines = [
             json.dumps({**asdict(item), "run": self._run, "asked": asked[item.id]}, ensure_ascii=False)
@@ -103,23 +144,3 @@ class PredictionFile:
                 self._file = open(self._path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 (__exit__ closes it)
             self._file.write("".join(line + "\n" for line in lines))
             self._file.flush()
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    """The record of a line; None for half a line, cut when the process died, or what a crash of the machine left."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    fields = {"id": str, "prediction": str, "tokens": int, "finished": bool, "run": str, "asked": str}
-    fits = isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in fields.items())
-    return record if fits else None
-
-
-def _prediction(record: Mapping[str, Any]) -> Prediction:
-    return Prediction(
-        id=record["id"],
-        prediction=record["prediction"],
-        tokens=record["tokens"],
-        finished=record["finished"],
-    )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dpa.evaluate.checkpoint import evaluate_checkpoint
+from dpa.evaluate.progress import EvaluationProgress
 from dpa.evaluate.samples import pick_samples
 from dpa.evaluate.scores import PREDICTIONS, Scored, read_scores, scores_path
 from dpa.log import get_logger
@@ -27,7 +28,9 @@ def evaluate_method(recipe: Recipe, method: MethodName, folder: Path) -> dict[st
     log.info("%s: evaluation on %s", method, ", ".join(settings.benchmarks))
     with disk_errors(folder):
         checkpoint = str(folder / ARTEFACTS["finetune"])
-        return evaluate_checkpoint(checkpoint, settings=settings, out=folder / PREDICTIONS).results
+        with EvaluationProgress() as progress:
+            out = folder / PREDICTIONS
+            return evaluate_checkpoint(checkpoint, settings=settings, out=out, progress=progress.of).results
 
 
 def write_samples(recipe: Recipe, folder: RunFolder) -> None:
