@@ -69,7 +69,9 @@ def rule_of(
     row = objective(kind)
     low, high = row.minimum if minimum is None else minimum, row.maximum if maximum is None else maximum
     if not 0 <= low <= high or window < 1 or window % 2 == 0:
-        raise UserError(f"kind {kind}: bounds {low} and {high}, window {window}: need 0 <= minimum <= maximum, odd window")
+        raise UserError(
+            f"kind {kind}: bounds {low} and {high}, window {window}: need 0 <= minimum <= maximum, odd window"
+        )
     return Rule(kind, low, high, window, text_positions)
 
 
@@ -414,12 +416,12 @@ def health_of(explanations: Sequence[Explanation]) -> Health:
     tokens = [token for explanation in explanations for token in explanation.tokens]
     known = [token.relevance for token in tokens if token.relevance is not None]
     judged = [
-        (token.relevance, token.visual)
-        for token in tokens
-        if token.relevance is not None and token.visual is not None
+        (token.relevance, token.visual) for token in tokens if token.relevance is not None and token.visual is not None
     ]
     weight_N = torch.tensor([token.weight for token in tokens], dtype=torch.float32)
-    health = weight_health(weight_stats(weight_N, rule.minimum, rule.maximum, torch.ones(len(tokens), dtype=torch.bool)))
+    health = weight_health(
+        weight_stats(weight_N, rule.minimum, rule.maximum, torch.ones(len(tokens), dtype=torch.bool))
+    )
     return Health(
         tokens=len(tokens),
         mean_relevance=sum(known) / len(known) if known else None,

@@ -1,7 +1,7 @@
-"""A proxy's adapter on the LLM inside a LLaVA, to look at stage 2's model again. Training never does this to stage 3's.
+"""A proxy's adapter on the LLM inside a LLaVA: to look at it, and to talk to it. Training never does this in stage 3.
 
-``lora.merge_adapter`` compares an adapter with the LLM's own files. A checkpoint's LLM has been trained on, so its files
-are nobody's original: here the manifests of the two stages say whether both began with one LLM, and every matrix of the
+``lora.merge_adapter`` compares an adapter with the LLM's own files. A checkpoint's LLM has been trained on, so no file
+is the original: here the manifests of the two stages say whether both began with one LLM, and every matrix of the
 adapter must find its layer.
 """
 
@@ -66,7 +66,7 @@ def _compare_manifests(adapter: Path, checkpoint: Path | None) -> None:
 
 
 def _llm_of(artefact: Path) -> str | None:
-    """Digest of the original LLM's files, by the manifest beside an artefact in the store; None: nobody wrote it down."""
+    """Digest of the original LLM's files, by the manifest beside an artefact in the store; None: there is none."""
     path = artefact.resolve().parent / "manifest.json"
     try:
         manifest: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -79,7 +79,7 @@ def _causal_lm(vlm: Vlm) -> Any:
     """The LLM with its head as a model of its own: the very modules, no copy."""
     whole: Any = vlm.model
     with torch.device("meta"):
-        llm: Any = AutoModelForCausalLM.from_config(whole.config.text_config)
+        llm: Any = AutoModelForCausalLM.from_config(whole.config.text_config)  # type: ignore[no-untyped-call]
     setattr(llm, llm.base_model_prefix, whole.model.language_model)
     llm.set_output_embeddings(whole.lm_head)
     return llm
@@ -112,7 +112,9 @@ def _compare_layers(adapter: Path, llm: nn.Module) -> None:
                 )
             named.add(name)
     last = {name.rsplit(".", 1)[-1] for name in named}
-    like = {name for name, module in modules.items() if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in last}
+    like = {
+        name for name, module in modules.items() if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in last
+    }
     if len(named) != len(like):
         raise ModelError(
             f"adapter {adapter} is a proxy of another LLM: it changes {len(named)} layers, this LLM has {len(like)} of "
