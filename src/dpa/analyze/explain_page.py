@@ -144,7 +144,7 @@ def facts_of(health: Health) -> tuple[tuple[str, str], ...]:
         ("at upper bound", f"{100 * health.share_at_maximum:.0f} %"),
     ]
     if health.auc is not None:
-        facts.append(("ROC-AUC against the truth", f"{health.auc:.2f}"))
+        facts.append(("ROC-AUC (truth)", f"{health.auc:.2f}"))
     return tuple(facts)
 
 

@@ -13,6 +13,7 @@ import typer
 
 from dpa.cli import (
     analysis,
+    chat,
     data,
     evaluation,
     explain,
@@ -61,6 +62,7 @@ GROUPS = (
     evaluation,
     analysis,
     explain,
+    chat,
     export,
     models,
     reference,

@@ -46,7 +46,8 @@ def explain_command(
         raise UserError("--samples reads images and texts from the run's data: leave IMAGE, --prompt and --truth out")
     if png is not None and png.suffix.lower() != ".png":
         raise UserError(f"--png {png}: the figure is written as PNG; name it .png")
-    from dpa.pipeline.explain import explain_samples, explain_text, headline, stage_named
+    from dpa.pipeline.explain import explain_samples, explain_text, headline
+    from dpa.pipeline.models import stage_named
 
     quiet_libraries()
     named = None if stage is None else stage_named(stage)
