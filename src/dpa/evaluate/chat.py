@@ -33,7 +33,7 @@ class _Stop(StoppingCriteria):
     def __init__(self, wanted: Event) -> None:
         self._wanted = wanted
 
-    def __call__(self, input_ids: Tensor, scores: Any, **arguments: Any) -> Any:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Any, **arguments: Any) -> Any:
         return torch.full((len(input_ids),), self._wanted.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
@@ -185,7 +185,7 @@ def both_ways(
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Iterator[tuple[str, str]]:
-    """Two answers that grow together: with the picture, and without it (one model, one thread after the other).
+    """With the picture, then without it.
 
     Args:
         seeing: the conversation with the picture.

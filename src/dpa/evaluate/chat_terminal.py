@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -46,10 +46,8 @@ def talk(conversation: Conversation, *, name: str) -> None:
 
 def _lines(console: Console) -> Iterator[str]:
     """Lines with history and editing where the platform has them."""
-    try:
+    with suppress(ImportError):  # Windows
         import readline  # noqa: F401 (its import gives input() a history)
-    except ImportError:  # Windows
-        pass
     while True:
         try:
             yield console.input("› ")

@@ -22,6 +22,8 @@ from dpa.models.vlm import Vlm
 
 Messages = list[dict[str, Any]]
 """gradio's messages: role and content."""
+REFUSED = "No answer"
+"""Title of a message of ours in an answer's place."""
 
 
 def check_gradio() -> None:
@@ -75,7 +77,8 @@ class Page:
                 without_answer = _answered(blind, unseen) if compare else blind
                 yield with_answer, without_answer, ""
         except DpaError as error:  # as an answer that no later question carries along
-            yield _answered(seeing, f"({error})"), without_answer, question
+            refusal = {"role": "assistant", "content": str(error), "metadata": {"title": REFUSED}}
+            yield [*seeing, refusal], without_answer, question
 
     @staticmethod
     def start_anew() -> tuple[Messages, Messages]:
@@ -84,7 +87,7 @@ class Page:
 
 
 def turns_of(messages: Sequence[dict[str, Any]]) -> list[tuple[Role, str]]:
-    """gradio's messages as turns; a question that got no answer, or a message of ours in its place, is left out."""
+    """gradio's messages as turns; a question that got no answer, or a refusal in its place, is left out."""
     turns: list[tuple[Role, str]] = []
     for message in messages:
         text = text_of(message["content"])
@@ -92,7 +95,7 @@ def turns_of(messages: Sequence[dict[str, Any]]) -> list[tuple[Role, str]]:
             if turns and turns[-1][0] == "user":
                 turns.pop()
             turns.append(("user", text))
-        elif text and not (text.startswith("(") and text.endswith(")")) and turns and turns[-1][0] == "user":
+        elif text and (message.get("metadata") or {}).get("title") != REFUSED and turns and turns[-1][0] == "user":
             turns.append(("assistant", text))
     return turns
 
@@ -126,7 +129,12 @@ def build(page: Page, *, name: str, image: Path | None) -> Any:
                 anew = gradio.Button("Start anew")
             with gradio.Column(scale=3):
                 with gradio.Row():
-                    kept = {"render_markdown": False, "allow_tags": False, "feedback_options": None}
+                    kept = {
+                        "render_markdown": False,
+                        "allow_tags": False,
+                        "feedback_options": None,
+                        "buttons": ["copy"],
+                    }
                     seeing = gradio.Chatbot(label="With the picture", **kept)
                     blind = gradio.Chatbot(label="Without it", **kept)
                 question = gradio.Textbox(label="Question", placeholder="What is in the picture?", submit_btn=True)
