@@ -46,15 +46,15 @@ def stream_answer(
         vlm: in evaluation mode; its generation settings are greedy (``models.vlm.generation_config``).
         turns: the conversation, a user's turn last.
         picture: what the first turn is about; None: the text alone.
-        max_new_tokens: at most.
+        max_new_tokens: at most; fewer where the model's context ends.
 
     Raises:
         DataError: the template refuses the turns, or a turn spells out the image token.
-        UserError: the conversation and its answer would not fit into the model.
+        UserError: the conversation fills the model's context.
         DpaError: generation failed.
     """
     inputs = _inputs(vlm, turns, picture)
-    _check_room(vlm, int(inputs["input_ids"].shape[1]), max_new_tokens)
+    room = _room(vlm, int(inputs["input_ids"].shape[1]))
     stop = Event()
     failed: list[BaseException] = []
     streamer = TextIteratorStreamer(vlm.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -66,7 +66,7 @@ def stream_answer(
                 model.generate(
                     **inputs,
                     streamer=streamer,
-                    max_new_tokens=max_new_tokens,
+                    max_new_tokens=min(max_new_tokens, room),
                     stopping_criteria=StoppingCriteriaList([_Stop(stop)]),
                 )
         except BaseException as error:  # it belongs to the thread that waits for the answer
@@ -122,14 +122,17 @@ def _inputs(vlm: Vlm, turns: Turns, picture: Image.Image | None) -> dict[str, Te
     return moved
 
 
-def _check_room(vlm: Vlm, length: int, max_new_tokens: int) -> None:
+def _room(vlm: Vlm, length: int) -> int:
+    """Tokens that an answer may have behind so many.
+
+    Raises:
+        UserError: none.
+    """
     config: Any = vlm.model.config
-    room = config.get_text_config().max_position_embeddings
-    if length + max_new_tokens > room:
-        raise UserError(
-            f"the conversation has {length} tokens and an answer may have {max_new_tokens}, the model takes {room}: "
-            "start anew (/reset), or allow fewer (--max-new-tokens)"
-        )
+    most = int(config.get_text_config().max_position_embeddings)
+    if length >= most:
+        raise UserError(f"the conversation has {length} tokens, the model takes {most}: start anew (/reset)")
+    return most - length
 
 
 @dataclass(slots=True)

@@ -88,8 +88,8 @@ def test_who_stops_listening_ends_the_generation(
 
 
 def test_failures_are_told(vlm: Vlm, picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"the model takes \d+"):
-        list(stream_answer(vlm, [("user", "x")], picture, max_new_tokens=10**6))
+    with pytest.raises(UserError, match=r"has \d+ tokens, the model takes 512"):
+        list(stream_answer(vlm, [("user", "x " * 600)], picture))
 
     def fail(**_: Any) -> None:
         raise torch.OutOfMemoryError("no room")
