@@ -60,7 +60,7 @@ def write_figure(path: Path, row: Sequence[Explanation]) -> None:
         figure = _draw(row)
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=DPI, metadata={"Software": None})
+            figure.savefig(path, dpi=DPI, metadata={"Software": None}, pil_kwargs={"optimize": True})
     missing = {str(item.message) for item in caught if "missing from" in str(item.message)}
     if missing:
         log.warning("%s: no font here has %d of its characters; boxes stand in their place", path, len(missing))
