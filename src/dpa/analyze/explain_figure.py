@@ -88,7 +88,7 @@ def _draw(row: Sequence[Explanation]) -> Figure:
         writer.plain(", ".join(f"{name} {value}" for name, value in facts if name != "tokens"), size=_SMALL)
     picture = row[0].pictures[0]
     tall = _PICTURE * picture.height / picture.width
-    height = max(writer.bottom + _MARGIN, tall + 2 * _MARGIN) + _BAR
+    height = max(writer.bottom + _MARGIN + _BAR, tall + 2 * _MARGIN)
     _finish(figure, height, writer)
     axes = figure.add_axes((_MARGIN / WIDTH, 1 - (_MARGIN + tall) / height, _PICTURE / WIDTH, tall / height))
     axes.imshow(picture, interpolation="nearest" if max(picture.size) <= 160 else "auto")
