@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dpa.analyze.explain import Explanation, explain
     from dpa.models.contrast import Contrast, contrast
     from dpa.objectives import label_logprobs, relevance, token_weights, weighted_nll
     from dpa.pipeline import RunResult, run
@@ -13,9 +14,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Contrast": "dpa.models.contrast",
+    "Explanation": "dpa.analyze.explain",
     "Recipe": "dpa.recipe",
     "RunResult": "dpa.pipeline",
     "contrast": "dpa.models.contrast",
+    "explain": "dpa.analyze.explain",
     "label_logprobs": "dpa.objectives",
     "load_recipe": "dpa.recipe",
     "relevance": "dpa.objectives",
@@ -26,9 +29,11 @@ _HOMES = {
 
 __all__ = [
     "Contrast",
+    "Explanation",
     "Recipe",
     "RunResult",
     "contrast",
+    "explain",
     "label_logprobs",
     "load_recipe",
     "relevance",

@@ -28,6 +28,8 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("eval",),
     ("compare",),
     ("report",),
+    ("explain",),
+    ("chat",),
     ("export",),
     ("data", "check"),
     ("data", "convert"),
@@ -65,6 +67,11 @@ def test_help_imports_nothing_heavy() -> None:
         (("export", "./gone", "--to", "hf"), "./gone"),
         (("export", "llm", "--to", "gguf"), "choose hf, llava, peft"),
         (("report", "gone"), "gone"),
+        (("explain", "gone", "picture.png"), "IMAGE and TEXT"),
+        (("explain", "./gone", "--samples", "2"), "./gone is no run's folder"),
+        (("explain", "./llm", "recipe.yaml", "a dog"), "no LLaVA checkpoint"),
+        (("chat", "./llm"), "no LLaVA checkpoint"),
+        (("chat", "./llm", "--image", "gone.png"), "gone.png"),
         (("lab", "make", "recipe.yaml"), "recipe.yaml"),
         (("models", "smollm2", "out", "--gguf", "gone.gguf"), "gone.gguf"),
         (("reference", "gone"), "gone"),
@@ -108,5 +115,5 @@ def test_the_readmes_commands_exist() -> None:
     commands = set(re.findall(r"\bdpa (run|eval|compare|report|lab make|[a-z]+)\b(?= [A-Z/a-z-])", readme))
     known = {"run", "eval", "compare", "report", "lab make"}
     code = re.findall(r"^(?:\.venv/bin/)?dpa (\S+)", readme, flags=re.MULTILINE)
-    assert set(code) <= {"run", "eval", "compare", "report", "export", "lab"}
+    assert set(code) <= {"run", "eval", "compare", "report", "explain", "chat", "export", "lab"}
     assert commands & known

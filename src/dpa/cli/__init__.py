@@ -13,8 +13,10 @@ import typer
 
 from dpa.cli import (
     analysis,
+    chat,
     data,
     evaluation,
+    explain,
     export,
     lab,
     models,
@@ -60,6 +62,8 @@ GROUPS = (
     data,
     evaluation,
     analysis,
+    explain,
+    chat,
     export,
     models,
     reference,
