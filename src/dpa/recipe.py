@@ -179,6 +179,24 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """A YAML file of settings with its ``extends`` resolved, not yet checked.
+
+    Raises:
+        RecipeError: missing file, not YAML, or no mapping.
+    """
+    return _read_tree(Path(path), ())
+
+
+def split_override(item: str) -> tuple[str, Any]:
+    """``key=value`` as key and value, the value in YAML.
+
+    Raises:
+        RecipeError: it has no such form.
+    """
+    return _pairs([item])[0]
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 2e-3 as a string; people write it as a number."""
 

@@ -24,6 +24,7 @@ def call(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Complete
 COMMANDS: tuple[tuple[str, ...], ...] = (
     (),
     ("run",),
+    ("ablate",),
     ("plan",),
     ("eval",),
     ("compare",),

@@ -28,8 +28,10 @@ ALLOWED: dict[str, set[str]] = {
     "results": LEAVES | {"recipe", "store"},
     "pipeline": LEAVES
     | {"recipe", "results", "store", "train", "data", "models", "objectives", "evaluate", "analyze", "lab"},
+    "ablation": LEAVES | {"recipe", "store", "pipeline", "analyze"},
     "plan": LEAVES | {"recipe", "pipeline", "train", "data", "models", "objectives"},
-    "cli": LEAVES | {"recipe", "results", "pipeline", "plan", "evaluate", "analyze", "lab", "data", "export", "models"},
+    "cli": LEAVES
+    | {"ablation", "recipe", "results", "pipeline", "plan", "evaluate", "analyze", "lab", "data", "export", "models"},
     "testing": LEAVES | {"objectives", "models", "data", "train", "lab"},
     "__main__": {"cli"},
     "__init__": {"analyze", "models", "objectives", "pipeline", "recipe"},

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from dpa.cli import (
+    ablate,
     analysis,
     chat,
     data,
@@ -58,6 +59,7 @@ def _root(
 
 GROUPS = (
     training,
+    ablate,
     plan,
     data,
     evaluation,

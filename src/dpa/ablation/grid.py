@@ -1,0 +1,222 @@
+"""The file of an ablation and the runs that it stands for."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from dpa.errors import RecipeError
+from dpa.recipe import METHODS, Recipe, load_recipe, read_tree, split_override
+from dpa.settings import Strict
+
+Overrides = dict[str, Any]
+"""Dotted keys of a recipe -> values."""
+
+SEEDS = (0, 1, 2)
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class Ablation(Strict):
+    """What is compared. Every cell of the grid is an ordinary run of the base recipe with overrides."""
+
+    name: str = Field(pattern=_NAME)
+    """Folder below ``output``."""
+    base: Path
+    """Recipe; relative to this file's folder."""
+    output: Path = Path("runs")
+    methods: dict[str, Overrides]
+    """Label -> overrides. A label that is a method's name means that method; others name theirs (``method: dpa``)."""
+    seeds: tuple[int, ...] = SEEDS
+    baseline: str = "vanilla"
+    """Label that the others are compared with; the first where there is no such label."""
+    axes: dict[str, dict[str, Overrides]] = Field(default_factory=dict)
+    """Axis -> point -> overrides; the grid is their product."""
+    set: Overrides = Field(default_factory=dict)
+    """Overrides of every cell."""
+    exclude: tuple[dict[str, str], ...] = ()
+    """Cells that are left out: axis, ``method`` -> point or label; what is not named matches all."""
+    metrics: tuple[str, ...] = ()
+    """What is tabulated and drawn, names of results.csv; empty: every benchmark's accuracy."""
+    threshold: float | None = None
+    """Nats per token of stage 2: ``pretrain.samples_to_threshold`` counts samples until the moving mean is below."""
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _labels(cls, value: Any) -> Any:
+        return {name: {} for name in value} if isinstance(value, list | tuple) else value
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, value: dict[str, Overrides]) -> dict[str, Overrides]:
+        if not value:
+            raise ValueError("name at least one method")
+        for label, overrides in value.items():
+            if label not in METHODS and "method" not in overrides:
+                near = difflib.get_close_matches(label, METHODS, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"{label!r} is no method{hint}; a label of your own names one: {{method: dpa, ...}}")
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _some_seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("name at least one seed, none twice")
+        return value
+
+    @field_validator("axes")
+    @classmethod
+    def _points(cls, value: dict[str, dict[str, Overrides]]) -> dict[str, dict[str, Overrides]]:
+        for axis, points in value.items():
+            if not points:
+                raise ValueError(f"axis {axis} has no point")
+        return value
+
+    @property
+    def folder(self) -> Path:
+        """``output/NAME``."""
+        return self.output / self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run."""
+
+    point: tuple[tuple[str, str], ...]
+    """Axis and point, in the axes' order."""
+    method: str
+    """The label."""
+    seed: int
+    recipe: Recipe
+    group: str
+    """Cells of a group share stages: a shard takes whole groups."""
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return self.recipe.output / self.recipe.name
+
+    @property
+    def title(self) -> str:
+        """For messages."""
+        return ", ".join([*(f"{axis} {point}" for axis, point in self.point), self.method, f"seed {self.seed}"])
+
+
+def load_ablation(path: Path, overrides: Iterable[str] = (), *, seeds: Sequence[int] | None = None) -> Ablation:
+    """Reads an ablation file, or a recipe: then its methods are compared.
+
+    Args:
+        path: YAML.
+        overrides: ``key=value``; keys of :class:`Ablation` change it, all others every cell's recipe.
+        seeds: in place of the file's.
+
+    Raises:
+        RecipeError: missing file, unknown key (with the nearest name), wrong value.
+    """
+    tree = read_tree(path)
+    if "base" not in tree:
+        recipe = load_recipe(path)
+        tree = {"name": recipe.name, "base": str(path.resolve()), "output": recipe.output, "methods": recipe.methods}
+    else:
+        tree["base"] = str(path.parent / str(tree["base"]))
+    for key in ("methods", "axes", "set"):
+        if isinstance(tree.get(key), dict):
+            tree[key] = _without_nothing(tree[key])
+    common = dict(tree.get("set") or {})
+    for item in overrides:
+        key, value = split_override(item)
+        if key in Ablation.model_fields:
+            tree[key] = value
+        else:
+            common[key] = value
+    tree["set"] = common
+    if seeds is not None:
+        tree["seeds"] = tuple(seeds)
+    unknown = [key for key in tree if key not in Ablation.model_fields]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], Ablation.model_fields, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(Ablation.model_fields)}"
+        raise RecipeError(f"{path}: unknown key {unknown[0]}{hint}")
+    try:
+        return Ablation.model_validate(tree)
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise RecipeError(f"{path}: {told}") from None
+
+
+def _without_nothing(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """``name: null`` in a file that extends another leaves out what that one names."""
+    return {
+        key: {inner: value for inner, value in item.items() if value is not None} if isinstance(item, Mapping) else item
+        for key, item in tree.items()
+        if item is not None
+    }
+
+
+def cells_of(ablation: Ablation) -> list[Cell]:
+    """All cells, those that share stages beside each other.
+
+    Raises:
+        RecipeError: a cell's recipe is wrong; names the cell.
+    """
+    cells = []
+    axes = list(ablation.axes)
+    for chosen in itertools.product(*ablation.axes.values()):
+        point = tuple(zip(axes, chosen, strict=True))
+        for seed, label in itertools.product(ablation.seeds, ablation.methods):
+            if not _excluded(ablation, {**dict(point), "method": label}):
+                cells.append(_cell(ablation, point, label, seed))
+    order = list(dict.fromkeys(cell.group for cell in cells))
+    return sorted(cells, key=lambda cell: order.index(cell.group))  # stable
+
+
+def shard_of(cells: Sequence[Cell], shard: str | None) -> list[Cell]:
+    """The i-th of n parts ("i/n", from 1): whole groups, dealt in turn.
+
+    Raises:
+        RecipeError: not of the form i/n with 1 <= i <= n.
+    """
+    if shard is None:
+        return list(cells)
+    first, _, last = shard.partition("/")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise RecipeError(f"--shard {shard}: expected i/n with 1 <= i <= n, e.g. 1/4")
+    groups = list(dict.fromkeys(cell.group for cell in cells))
+    mine = set(groups[int(first) - 1 :: int(last)])
+    return [cell for cell in cells if cell.group in mine]
+
+
+def _excluded(ablation: Ablation, where: Mapping[str, str]) -> bool:
+    return any(all(where.get(axis) == point for axis, point in rule.items()) for rule in ablation.exclude)
+
+
+def _cell(ablation: Ablation, point: tuple[tuple[str, str], ...], label: str, seed: int) -> Cell:
+    overrides = dict(ablation.set)
+    for axis, name in point:
+        overrides |= ablation.axes[axis][name]
+    own = ablation.methods[label]
+    overrides |= own if "method" in own else {"method": label, **own}
+    # before stage 3 and the evaluation, cells of one point and seed may share their stages
+    early = {key: value for key, value in overrides.items() if not key.startswith(("stages.finetune", "evaluate."))}
+    for key in {"method", *own}:
+        early.pop(key, None)
+    place = "_".join(f"{axis}-{name}" for axis, name in point) or "all"
+    overrides |= {
+        "seed": seed,
+        "name": f"seed-{seed}",
+        "output": str(ablation.folder / "cells" / place / label),
+        "store": overrides.get("store", str(ablation.output / ".store")),
+    }
+    try:
+        recipe = load_recipe(ablation.base, overrides)
+    except RecipeError as error:
+        where = ", ".join([*(f"{axis} {name}" for axis, name in point), label])
+        raise RecipeError(f"cell {where}: {error}") from None
+    return Cell(point, label, seed, recipe, group=json.dumps([seed, early], sort_keys=True, default=str))

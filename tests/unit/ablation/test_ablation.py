@@ -1,0 +1,116 @@
+"""A small grid for real: shared stages, a failed start that continues, tables, pictures, the page."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import dpa
+from dpa.ablation.collect import collect, mean_of, samples_to
+from dpa.ablation.grid import cells_of, load_ablation
+from dpa.ablation.run import look_ahead, run_cells
+from dpa.cli import app
+from dpa.errors import DpaError, RecipeError, UserError
+from dpa.testing.project import write_project
+
+FILE = """
+name: grid
+base: recipe.yaml
+methods: [vanilla, pmo, dpa]
+seeds: [0, 1]
+axes: {answers: {few: {stages.finetune.max_steps: 1}, many: {stages.finetune.max_steps: 2}}}
+set: {stages.proxy.max_steps: 1, stages.pretrain.max_steps: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = write_project(tmp_path_factory.mktemp("ablation") / "project")
+    path = recipe.parent / "grid.yaml"
+    path.write_text(FILE + f"output: {recipe.parent / 'runs'}\n")
+    return path
+
+
+def test_a_grid(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ablation = load_ablation(file)
+    cells = cells_of(ablation)
+    before = look_ahead(cells)
+    # per seed: one proxy for two methods, a stage 2 for each of three, two stage 3 for each of those
+    assert (before.cells, before.finished, before.different, before.to_train) == (12, 0, 2 * (1 + 3 + 6), 20)
+    assert before.stages == 12 * 2 + 8
+    done: list[str] = []
+    real = dpa.run
+
+    def dies_in_the_third(recipe: Any) -> Any:
+        done.append(recipe.name)
+        if len(done) == 3:
+            raise DpaError("no space left")
+        return real(recipe)
+
+    monkeypatch.setattr("dpa.ablation.run.run", dies_in_the_third)
+    failures = run_cells(cells[:4], tell=lambda line: None)
+    assert [failure.message for failure in failures] == ["no space left"]
+    assert failures[0].title == cells[2].title
+    monkeypatch.setattr("dpa.ablation.run.run", real)
+    lines: list[str] = []
+    assert run_cells(cells, tell=lines.append) == []
+    assert sum("finished before" in line for line in lines) == 3
+    after = look_ahead(cells)
+    assert (after.finished, after.to_train, after.steps) == (12, 0, 0)
+    store = ablation.output / ".store"
+    assert len([entry for entry in store.iterdir() if entry.is_dir() and entry.name[0] != "."]) == 20
+
+    result = CliRunner().invoke(app, ["ablate", str(file), "--json"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert {row["metric"] for row in rows} >= {"proxy.loss", "pretrain.loss", "finetune.loss"}
+    mine = next(
+        row
+        for row in rows
+        if row["point"] == {"answers": "few"} and row["method"] == "dpa" and row["metric"] == "finetune.loss"
+    )
+    assert set(mine["values"]) == {"0", "1"}
+    assert mine["mean"] == pytest.approx(sum(mine["values"].values()) / 2)
+    assert mine["difference"]["won"] in (0, 1, 2)
+    folder = ablation.folder
+    table = list(csv.DictReader((folder / "results.csv").open()))
+    assert {row["answers"] for row in table} == {"few", "many"}
+    page = (folder / "report.html").read_text()
+    assert "finetune.loss" in page
+    assert "http" not in page.replace("http-equiv", ""), "opens offline"
+    assert {path.suffix for path in (folder / "figures").iterdir()} == {".png", ".svg"}
+    assert (folder / "figures" / "finetune.loss-answers.png").stat().st_size > 1000
+
+
+def test_what_is_wrong_stops_at_once(file: Path) -> None:
+    ablation = load_ablation(file, ["data.captions.path=/nowhere.json", "name=wrong"])
+    with pytest.raises(UserError, match=r"cell answers few, vanilla, seed 0: .*nowhere"):
+        look_ahead(cells_of(ablation))
+    with pytest.raises(UserError, match="none of 12 runs has a result"):
+        collect(ablation, cells_of(ablation))
+    assert CliRunner().invoke(app, ["ablate", str(file), "--seeds", "x"]).exception.__class__ is RecipeError
+
+
+def test_means() -> None:
+    assert mean_of([]) is None
+    single = mean_of([0.25])
+    assert single is not None
+    assert (single.mean, single.half) == (0.25, None)
+    several = mean_of([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert several is not None
+    assert several.half == pytest.approx(2.776 * math.sqrt(2.5) / math.sqrt(5))
+    assert several.text() == "3.0 ± 2.0"
+
+
+def test_samples_to_threshold() -> None:
+    curve = [(8.0 * (step + 1), 1.0 if step < 50 else 0.0) for step in range(100)]
+    assert samples_to(curve, 0.5) == 8.0 * 61  # eleven of the last twenty are 0
+    assert samples_to(curve, -1.0) is None
+    assert samples_to(curve, None) is None
+    assert samples_to(curve[:5], 0.5) is None
