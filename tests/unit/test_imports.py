@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,15 @@ def test_arrows(path: Path) -> None:
     assert room in ALLOWED, f"{room}: a new room needs its row in docs/architecture.md and here"
     foreign = {name for name in imported_rooms(path) if name != room} - ALLOWED[room]
     assert not foreign, f"{path.relative_to(SOURCE)} imports {sorted(foreign)}"
+
+
+def test_scoring_imports_the_errors_alone() -> None:
+    for path in (SOURCE / "evaluate" / "scoring").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                name = node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name
+                allowed = name == "dpa.errors" or name.startswith("dpa.evaluate.scoring")
+                assert allowed or name.split(".")[0] in sys.stdlib_module_names, f"{path}:{node.lineno}: {name}"
 
 
 @pytest.mark.parametrize("room", ["data", "models", "train", "evaluate", "analyze"])

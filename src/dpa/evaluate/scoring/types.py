@@ -11,6 +11,21 @@ Profile = Literal["paper", "strict"]
 VlmEvalKit = Literal["2025-05", "2026-08"]
 
 
+LETTER_RULES = ("mmbench", "ai2d")
+"""Benchmarks whose answers VLMEvalKit's letter rules read."""
+
+PUBLISHED_ROWS: dict[str, tuple[str, int]] = {
+    "mmbench": ("MMBench dev (en)", 4329),
+    "ai2d": ("AI2D test", 3088),
+    "docvqa": ("DocVQA validation", 5349),
+    "ocrbench": ("OCRBench test", 1000),
+    "cvbench": ("CV-Bench test", 2638),
+    "mmvp": ("MMVP", 300),
+    "naturalbench": ("NaturalBench", 7600),
+}
+"""Benchmark -> the published split and its rows: which file was scored is not known here, so it is only told."""
+
+
 @dataclass(frozen=True, slots=True)
 class ScoringRules:
     """How an answer is read. No profile asks a judge (another model).
@@ -111,10 +126,13 @@ class BenchmarkScore:
 
     def text(self) -> str:
         """For people."""
-        version = f", VLMEvalKit {self.rules.vlmevalkit}" if self.rules.profile == "paper" else ""
+        by_letters = self.rules.profile == "paper" and self.benchmark in LETTER_RULES
+        version = f", VLMEvalKit {self.rules.vlmevalkit}" if by_letters else ""
         width = max(map(len, (*self.metrics, "unparsed")))
         marks = {self.headline: "  <- the benchmark's number"}
         rows = [f"{name:<{width}}  {value:7.2f}{marks.get(name, '')}" for name, value in self.metrics.items()]
+        split, published = PUBLISHED_ROWS.get(self.benchmark, ("", self.n))
+        note = [] if self.n == published else [f"note: {split} has {published:,} rows, these are {self.n:,}"]
         return "\n".join(
             [
                 f"{self.benchmark}: {self.n} answers, {len(self.units)} units (profile {self.rules.profile}{version}, "
@@ -122,5 +140,6 @@ class BenchmarkScore:
                 *rows,
                 f"{'unparsed':<{width}}  {100 * self.unparsed_share:7.2f} %",
                 f"{'empty':<{width}}  {100 * self.empty_share:7.2f} %",
+                *note,
             ]
         )
