@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -115,7 +116,7 @@ def _chosen(captions: Sequence[TokenCaption], found: dict[tuple[str, ...], list[
     taken: list[Phrase] = []
     said: set[tuple[str, str]] = set()
     for words in sorted(means, key=lambda words: (-means[words], words)):
-        pairs = set(zip(words, words[1:], strict=False))
+        pairs = set(pairwise(words))
         if means[words] <= 0 or len(taken) == SHOWN:
             break
         if not pairs & said:

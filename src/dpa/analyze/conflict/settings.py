@@ -17,7 +17,7 @@ class ConflictSettings(Strict):
     rank: int = Field(default=32, ge=1)
     """Of the proxy's LoRA; alpha is twice the rank, as in the paper (256 and 512)."""
     adapt_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps of the proxy; None: ``PASSES`` passes over its half of the sample (``proxy.steps_of``)."""
+    """Optimizer steps of the proxy; None: 64, or 4 passes over its half of a small sample (``proxy``)."""
     captions_per_step: int = Field(default=16, ge=1)
     """Captions per optimizer step."""
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)

@@ -137,7 +137,7 @@ def _warnings(gap: Estimate, gap_adapted: Estimate | None, records: int, given_p
         found.append("The given proxy may have read these very captions in training; the gap is then too large.")
     if records < PAPER_CAPTIONS:
         found.append(
-            f"Little data: {records:,} captions, the paper's smallest set has {PAPER_CAPTIONS:,}. Its authors warn that "
-            "dpa can lose against vanilla when captions are few, however large the conflict."
+            f"Little data: {records:,} captions, the paper's smallest set has {PAPER_CAPTIONS:,}. Its authors warn "
+            "that dpa can lose against vanilla when captions are few, however large the conflict."
         )
     return found

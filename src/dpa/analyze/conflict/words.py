@@ -1,7 +1,8 @@
 """Words of a caption and their classes: closed English lists, no language tools.
 
-Each list answers one question about where a conflict lies. Whatever is in none is ``other``, which in captions is mostly
-nouns, verbs and adjectives. For captions in other languages only openings, digits, punctuation and the end mean anything.
+Each list answers one question about where a conflict lies. Whatever is in none is ``other``, which in captions is
+mostly nouns, verbs and adjectives. For captions in other languages only openings, digits, punctuation and the end mean
+anything.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ leftmost rightmost topmost distance
 """
 _FUNCTIONS: Final = """
 a an the this that these those some any each every all both no not none another other such
-i me my we us our you your he him his she her hers it its they them their theirs who whom whose which what where when why
-how one's itself himself herself themselves someone something there here
+i me my we us our you your he him his she her hers it its they them their theirs who whom whose which what where when
+why how one's itself himself herself themselves someone something there here
 of in on at to from by with without for as into onto upon about through during within among amongst towards toward per
 and or but nor so yet if because while although though since until unless than then also too very just only even still
 am is are was were be been being has have had having do does did doing can could may might must shall should will would
