@@ -13,6 +13,7 @@ import typer
 
 from dpa.cli import (
     analysis,
+    conflict,
     data,
     evaluation,
     export,
@@ -59,6 +60,7 @@ GROUPS = (
     data,
     evaluation,
     analysis,
+    conflict,
     export,
     models,
     reference,
