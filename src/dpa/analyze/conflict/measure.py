@@ -304,12 +304,13 @@ def _classes(
 ) -> list[ClassConflict]:
     """Classes that occur."""
     total_gap, total_tokens = top_GK[:, 2].sum(), bottom_GK[:, 2].sum()
+    is_there = found[2].low > 0
     classes = []
     for place, (name, meaning) in enumerate(names):
         column = _WIDTH + 2 * place
         tokens = int(bottom_GK[:, column].sum())
         if tokens:
-            share = float(top_GK[:, column + 1].sum() / total_gap) if total_gap > 0 else None
+            share = float(top_GK[:, column + 1].sum() / total_gap) if is_there else None
             classes.append(
                 ClassConflict(name, meaning, tokens, tokens / total_tokens, found[column], found[column + 1], share)
             )

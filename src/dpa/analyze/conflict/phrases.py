@@ -18,7 +18,9 @@ SIZES = (2, 3, 4)
 SHOWN = 20
 _AROUND = 40
 """Characters of an example on either side."""
-_LEAST_COUNT, _LEAST_SHARE = 3, 0.01
+_LEAST_COUNT, _LEAST_SHARE = 5, 0.01
+_ERRORS = 2.0
+"""A phrase's mean gap is so many standard errors above 0, or it may be chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,16 +115,23 @@ def _word_sums(caption: TokenCaption, values: Surprise) -> Surprise:
 
 def _chosen(captions: Sequence[TokenCaption], found: dict[tuple[str, ...], list[_Occurrence]]) -> list[Phrase]:
     means = {words: float(np.mean([case.gap for case in cases])) for words, cases in found.items()}
+    means = {words: mean for words, mean in means.items() if mean > _ERRORS * _standard_error(found[words])}
     taken: list[Phrase] = []
     said: set[tuple[str, str]] = set()
     for words in sorted(means, key=lambda words: (-means[words], words)):
         pairs = set(pairwise(words))
-        if means[words] <= 0 or len(taken) == SHOWN:
+        if len(taken) == SHOWN:
             break
         if not pairs & said:
             said |= pairs
             taken.append(_phrase(captions, words, found[words]))
     return taken
+
+
+def _standard_error(cases: Sequence[_Occurrence]) -> float:
+    if len(cases) < 2:
+        return 0.0
+    return float(np.std([case.gap for case in cases], ddof=1)) / len(cases) ** 0.5
 
 
 def _phrase(captions: Sequence[TokenCaption], words: tuple[str, ...], cases: Sequence[_Occurrence]) -> Phrase:

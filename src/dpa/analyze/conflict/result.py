@@ -24,7 +24,7 @@ class ClassConflict:
     gap: Estimate
     """Nats per token of this class."""
     share_of_gap: float | None
-    """Of all nats that adaptation explains; None where it explains none."""
+    """Of all nats that adaptation explains; None where the gap is not distinguishable from 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ class ConflictSettings(Strict):
     tokens_per_batch: int | None = Field(default=None, ge=1)
     """Per forward, padding included; a longer caption goes alone. None: ``passes.BATCH_TOKENS`` of the device."""
     min_phrase_count: int | None = Field(default=None, ge=1)
-    """A phrase counts from so many different captions on; None: 3, or 1 % of the captions where that is more."""
+    """A phrase counts from so many different captions on; None: 5, or 1 % of the captions where that is more."""
 
     @model_validator(mode="after")
     def _one_proxy(self) -> ConflictSettings:
