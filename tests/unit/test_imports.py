@@ -23,7 +23,8 @@ ALLOWED: dict[str, set[str]] = {
     "train": LEAVES | {"objectives", "models", "data", "store"},
     "lab": LEAVES | {"objectives", "models", "data", "store"},
     "evaluate": LEAVES | {"objectives", "models", "data", "store"},
-    "analyze": LEAVES | {"objectives", "models", "data", "evaluate", "store"},
+    # analyze and train: the proxy of dpa conflict is a brief stage 1
+    "analyze": LEAVES | {"objectives", "models", "data", "train", "evaluate", "store"},
     "export": LEAVES | {"objectives", "models", "data", "store"},
     "recipe": LEAVES | {"data", "models", "train", "evaluate"},
     "results": LEAVES | {"recipe", "store"},

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dpa.cli.output import Json, emit
+from dpa.cli.progress import bar
 from dpa.errors import UserError
 from dpa.log import quiet_libraries
 
 if TYPE_CHECKING:
     from dpa.data.settings import DataSource
-
-_REFRESH = 0.2
-"""Seconds between two drawings of a bar."""
 
 Images = Annotated[
     list[str] | None,
@@ -66,7 +61,7 @@ def data_check(
     is_recipe = source.endswith((".yaml", ".yml"))
     if overrides and not is_recipe:
         raise UserError(f"{' '.join(overrides)}: one source at a time; key=value is for recipes")
-    with _bar("checking", quiet=as_json) as progress:
+    with bar("checking", quiet=as_json) as progress:
         if is_recipe:
             found = check_recipe(load_recipe(source, overrides or ()), decode=decode, progress=progress)
         else:
@@ -101,7 +96,7 @@ def data_convert(
     """Writes OUT/data.jsonl (LLaVA's format), and as files the images that lie inside tables."""
     from dpa.data.convert import convert
 
-    with _bar("converting", quiet=as_json) as progress:
+    with bar("converting", quiet=as_json) as progress:
         found = convert(
             _source(source, images, data_format, None), out, copy=copy, progress=lambda done: progress(done, 0)
         )
@@ -117,7 +112,7 @@ def data_captions(
     """Writes the captions without their images, as the reference's stage 1 reads them."""
     from dpa.data.convert import write_captions
 
-    with _bar("writing", quiet=as_json) as progress:
+    with bar("writing", quiet=as_json) as progress:
         found = write_captions(_source(source, None, data_format, None), out, progress=lambda done: progress(done, 0))
     emit(found.to_dict()) if as_json else typer.echo(found.text())
 
@@ -142,34 +137,6 @@ def _prefix(item: str) -> tuple[str, str]:
     prefix, equals, folder = item.partition("=")
     # a folder may have "=" in its name
     return (prefix, folder) if equals and not Path(item).is_dir() else ("", item)
-
-
-@contextmanager
-def _bar(title: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr; a total of 0 is unknown."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
-        task = progress.add_task(title, total=None)
-        last = 0.0
-
-        def show(done: int, total: int) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if now - last >= _REFRESH or done == total:
-                last = now
-                progress.update(task, completed=done, total=total or None)
-
-        yield show
 
 
 def add_to(app: typer.Typer) -> None:
