@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from transformers import ProcessorMixin
 
 from dpa.errors import UserError
-from dpa.evaluate.devices import Answerer
+from dpa.evaluate.devices import Answerer, identity_of
 from dpa.evaluate.generate import Progress
 from dpa.evaluate.lab import evaluate_lab, read_questions
 from dpa.evaluate.ranked import rank_lab
@@ -41,6 +41,7 @@ class Evaluate(Protocol):
         out: Path,
         *,
         progress: Progress | None = None,
+        identity: str | None = None,
     ) -> Result: ...
 
 
@@ -56,6 +57,7 @@ class Rank(Protocol):
         out: Path,
         *,
         progress: Progress | None = None,
+        identity: str | None = None,
     ) -> dict[str, Any] | None: ...
 
 
@@ -95,12 +97,14 @@ def run_benchmarks(
     out: Path,
     *,
     progress: Callable[[str], Progress] | None = None,
+    identity: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """All benchmarks of the settings, one after the other.
 
     Args:
         out: folder of predictions (in a run: ``scores.PREDICTIONS`` inside the method's folder).
         progress: name of what begins -> who is told how it goes.
+        identity: digest of the weights; None: computed.
 
     Returns:
         benchmark -> result, for summary.json.
@@ -108,14 +112,17 @@ def run_benchmarks(
     Raises:
         DpaError: see the benchmarks.
     """
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
+    if not settings.benchmarks:
+        return results
+    weights = identity_of(model) if identity is None else identity
     for name in settings.benchmarks:
         row, folder = BENCHMARKS[name], _folder(settings)
         shown = None if progress is None else progress(name)
-        result = row.evaluate(model, processor, folder, settings, out, progress=shown).to_dict()
+        result = row.evaluate(model, processor, folder, settings, out, progress=shown, identity=weights).to_dict()
         if settings.rank_options:
             shown = None if progress is None else progress(f"{name}, options")
-            ranked = row.rank(model, processor, folder, settings, out, progress=shown)
+            ranked = row.rank(model, processor, folder, settings, out, progress=shown, identity=weights)
             result |= {} if ranked is None else {"ranked": ranked}
         results[name] = result
     return results

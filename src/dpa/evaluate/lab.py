@@ -161,6 +161,7 @@ def evaluate_lab(
     out: Path,
     *,
     progress: Progress | None = None,
+    identity: str | None = None,
 ) -> LabResult:
     """Asks all questions (twice with ``settings.blind``), scores them, writes predictions and scores.
 
@@ -169,6 +170,7 @@ def evaluate_lab(
         out: folder of predictions; gets ``lab.jsonl``, ``lab.blind.jsonl``, ``lab.scores.jsonl``. A killed
             evaluation continues from them.
         progress: called with (answers, all answers), the blind ones included.
+        identity: digest of the weights; None: computed.
 
     Raises:
         DataError: see :func:`read_questions`.
@@ -176,7 +178,7 @@ def evaluate_lab(
     """
     questions = read_questions(folder, limit=settings.limit)
     asked = [Question(id=item.id, text=item.question, images=(item.image,), where=item.where) for item in questions]
-    identity = identity_of(model)
+    weights = identity_of(model) if identity is None else identity
     passes = {True: "lab.jsonl", False: "lab.blind.jsonl"} if settings.blind else {True: "lab.jsonl"}
     answers: dict[bool, list[Prediction]] = {}
     for number, (with_image, name) in enumerate(passes.items()):
@@ -189,7 +191,7 @@ def evaluate_lab(
             with_image=with_image,
             out=out / name,
             progress=_part(progress, number * len(asked), len(passes) * len(asked)),
-            identity=identity,
+            identity=weights,
         )
     scores = score_lab(questions, answers[True], answers.get(False))
     write_scores(scores_path(out, "lab"), scores)
