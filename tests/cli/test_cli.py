@@ -62,6 +62,7 @@ def test_help_imports_nothing_heavy() -> None:
         (("run", "recipe.yaml", "model.llm=./gone"), "./gone"),
         (("eval", "./gone", "--data", "."), "questions.jsonl"),
         (("compare", "gone"), "gone"),
+        (("eval", "./gone", "--data", ".", "--devices", "none"), "devices"),
         (("export", "./gone", "--to", "hf"), "./gone"),
         (("export", "llm", "--to", "gguf"), "choose hf, llava, peft"),
         (("report", "gone"), "gone"),

@@ -41,8 +41,8 @@ def check_during(recipe: Recipe) -> None:
     world = launched().world
     if recipe.evaluate.every_steps is not None and recipe.parallel != "ddp" and world > 1:
         raise UserError(
-            f"evaluate.every_steps with parallel {recipe.parallel} on {world} ranks: no rank has the whole model during "
-            "training; leave every_steps out (the evaluation at the end stays), or use parallel=ddp"
+            f"evaluate.every_steps with parallel {recipe.parallel} on {world} ranks: no rank has the whole model while "
+            "it trains; leave every_steps out (the evaluation at the end stays), or use parallel=ddp"
         )
 
 
