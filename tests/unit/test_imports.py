@@ -26,7 +26,8 @@ ALLOWED: dict[str, set[str]] = {
     "export": LEAVES | {"objectives", "models", "data", "store"},
     "recipe": LEAVES | {"data", "models", "train", "evaluate"},
     "results": LEAVES | {"recipe", "store"},
-    "pipeline": LEAVES | {"recipe", "results", "store", "train", "data", "models", "objectives", "evaluate", "analyze"},
+    "pipeline": LEAVES
+    | {"recipe", "results", "store", "train", "data", "models", "objectives", "evaluate", "analyze", "lab"},
     "plan": LEAVES | {"recipe", "pipeline", "train", "data", "models", "objectives"},
     "cli": LEAVES | {"recipe", "results", "pipeline", "plan", "evaluate", "analyze", "lab", "data", "export", "models"},
     "testing": LEAVES | {"objectives", "models", "data", "train", "lab"},

@@ -16,7 +16,7 @@ import numpy as np
 from dpa.analyze.runs import Run, read_run
 from dpa.errors import UserError
 from dpa.evaluate.scores import PREDICTIONS, RESULTS, Scored, read_results, read_scores, scores_path
-from dpa.evaluate.statistics import Units, units
+from dpa.evaluate.statistics import Units, strata_of, units
 
 _OF_A_RUN = {"name", "seed", "output", "store", "methods", "gpus", "evaluate"}
 """Settings in which runs of several seeds may differ."""
@@ -72,12 +72,8 @@ def stacked(seeds: Sequence[Sequence[Scored]]) -> tuple[Units, tuple[str, ...]] 
         return None
     first = ordered[0]
     groups, weights = [item.group for item in first], [item.weight for item in first]
-    # units of one weight are one stratum (CV-Bench: a source), unless a group has units of several
-    strata: list[str] | None = [repr(weight) for weight in weights]
-    if len(set(zip(groups, strata or [], strict=True))) > len(set(groups)):
-        strata = None
     scores = [[item.score for item in of] for of in ordered]
-    return units(scores, groups, weights=weights, strata=strata), asked[0]
+    return units(scores, groups, weights=weights, strata=strata_of(groups, weights)), asked[0]
 
 
 def read_columns(paths: Sequence[Path], *, combine: bool = True) -> list[Column]:

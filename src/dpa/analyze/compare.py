@@ -10,9 +10,11 @@ from typing import Any
 
 from dpa.analyze.columns import Column, combined, read_columns, stacked
 from dpa.analyze.formats import as_csv, as_latex, as_markdown, as_text
-from dpa.analyze.methods import AVERAGE, TITLES, MethodTable, Paper, averaged_benchmarks, draws_of, method_table
+from dpa.analyze.methods import AVERAGE, SHOWN, MethodTable, Paper, averaged_benchmarks, draws_of, method_table
 from dpa.errors import UserError
+from dpa.evaluate.paper import paper_row
 from dpa.evaluate.scores import Scored
+from dpa.evaluate.settings import PAPER
 from dpa.evaluate.statistics import Floats, Units, interval, paired, resample
 from dpa.evaluate.tables import accuracy_table
 
@@ -66,7 +68,7 @@ class Comparison:
         for benchmark in self.table.benchmarks:
             columns = self.results.get(benchmark)
             if columns:
-                parts.append(accuracy_table(columns).text(title=TITLES.get(benchmark, benchmark)))
+                parts.append(accuracy_table(columns).text(title=SHOWN.get(benchmark, benchmark)))
             found = [_sentence(item) for item in self.differences if item.benchmark == benchmark]
             parts += found if benchmark != AVERAGE else []
         return "\n".join([*parts, *self.notes])
@@ -77,7 +79,7 @@ class Comparison:
         for benchmark in self.table.benchmarks:
             columns = self.results.get(benchmark)
             if columns:
-                parts.append(f"### {TITLES.get(benchmark, benchmark)}\n\n{accuracy_table(columns).markdown()}")
+                parts.append(f"### {SHOWN.get(benchmark, benchmark)}\n\n{accuracy_table(columns).markdown()}")
             found = [f"- {_sentence(item)}" for item in self.differences if item.benchmark == benchmark]
             parts += ["\n".join(found)] if found else []
         return "\n\n".join([*parts, *self.notes])
@@ -130,13 +132,13 @@ def compare_runs(
     """
     columns = read_columns(folders, combine=combine)
     there = list(dict.fromkeys(name for column in columns for name in column.benchmarks))
-    benchmarks = sorted(there, key=lambda name: list(TITLES).index(name) if name in TITLES else len(TITLES))
+    benchmarks = sorted(there, key=lambda name: list(SHOWN).index(name) if name in SHOWN else len(SHOWN))
     if not benchmarks:
         raise UserError(f"nothing to compare: no evaluation in {', '.join(map(str, folders))} (evaluate.benchmarks)")
     if baseline is not None and baseline not in [column.name for column in columns]:
         raise UserError(f"no column {baseline!r} to compare with; there are {', '.join(c.name for c in columns)}")
-    notes = _mismatches(columns) if paper else []
-    table = method_table(columns, benchmarks, None if notes else paper)
+    below, notes = _matching(paper or {}, columns, benchmarks)
+    table = method_table(columns, benchmarks, below)
     rows = {row.name: row for row in table.rows}
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for name in benchmarks:
@@ -150,17 +152,31 @@ def compare_runs(
     return Comparison(table=table, results=results, differences=tuple(differences), notes=(*notes, *told))
 
 
-def _mismatches(columns: Sequence[Column]) -> list[str]:
-    """Why the paper's rows may not stand below these."""
-    found = []
-    for column in columns:
-        for seed in column.seeds:
-            for name, result in seed.results.items():
-                if result.get("partial"):
-                    found.append(f"the paper's rows are left out: {column.name} answered a part of {name} (--limit)")
-                elif result.get("profile", "paper") != "paper":
-                    found.append(f"the paper's rows are left out: {column.name}, {name}: profile {result['profile']}")
-    return found[:1]
+def _matching(paper: Paper, columns: Sequence[Column], benchmarks: Sequence[str]) -> tuple[Paper, list[str]]:
+    """What of the paper's rows may stand below these columns, and why the rest may not."""
+    results = [(column.name, *of) for column in columns for seed in column.seeds for of in seed.results.items()]
+    for column, name, result in results if paper else ():
+        if result.get("partial"):
+            return {}, [f"the paper's rows are left out: {column} answered a part of {name} (--limit)"]
+        if result.get("profile", "paper") != "paper":
+            return {}, [f"the paper's rows are left out: {column}, {name}: profile {result['profile']}"]
+    missing = [SHOWN[name] for name in PAPER if name not in benchmarks]
+    if not missing or not any(AVERAGE in of for of in paper.values()):
+        return paper, []
+    without = {row: {name: value for name, value in of.items() if name != AVERAGE} for row, of in paper.items()}
+    return without, [
+        f"the paper's averages are left out: they are of seven benchmarks, {', '.join(missing)} missing"
+    ]
+
+
+def paper_rows(name: str) -> Paper:
+    """One of the paper's settings as rows below the table.
+
+    Raises:
+        UserError: the setting is not known.
+    """
+    row = paper_row(name)
+    return {f"paper ({row.llm}, {row.captions}): {of}": {AVERAGE: value} for of, value in row.averages.items()}
 
 
 def paired_difference(

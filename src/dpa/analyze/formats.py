@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dpa.analyze.methods import TITLES, MethodRow, MethodTable, Number
+from dpa.analyze.methods import SHOWN, MethodRow, MethodTable, Number
 from dpa.evaluate.tables import MISSING
 
 _LATEX = {
@@ -104,7 +104,7 @@ def latex(text: str) -> str:
 
 
 def _heads(table: MethodTable) -> list[str]:
-    return [*(TITLES.get(name, name) for name in table.benchmarks), "wins"]
+    return [*(SHOWN.get(name, name) for name in table.benchmarks), "wins"]
 
 
 def _texts(table: MethodTable, row: MethodRow) -> list[str]:

@@ -20,16 +20,18 @@ def compare_command(
     baseline: Annotated[
         str | None, typer.Option(help="Column that the others are compared with; default: vanilla, else the first.")
     ] = None,
+    paper: Annotated[str | None, typer.Option(help="The paper's rows below: qwen2.5-7b/sharegpt4v, ...")] = None,
     each_seed: Annotated[
         bool, typer.Option("--each-seed", help="Runs that differ in their seed alone stay columns of their own.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Methods side by side: numbers with intervals, average, wins, paired differences."""
-    from dpa.analyze.compare import compare_runs, render
+    from dpa.analyze.compare import compare_runs, paper_rows, render
     from dpa.store import disk_errors, write_text
 
-    result = compare_runs(folders, combine=not each_seed, baseline=baseline)
+    rows = None if paper is None else paper_rows(paper)
+    result = compare_runs(folders, paper=rows, combine=not each_seed, baseline=baseline)
     text = render(result, "json" if as_json else form)
     if out is None:
         typer.echo(text)

@@ -67,7 +67,15 @@ def _control_of(tokenizer: Any, rules: TextRules) -> _Control:
 # Plain: captions
 
 
-def encode_plain(sample: Sample, tokenizer: Any, rules: TextRules, *, max_length: int, with_image: bool) -> Encoded:
+def encode_plain(
+    sample: Sample,
+    tokenizer: Any,
+    rules: TextRules,
+    *,
+    max_length: int,
+    with_image: bool,
+    document_start: bool = False,
+) -> Encoded:
     """``[BOS] [image placeholders] caption newline``; the caption and its newline are supervised.
 
     The user's prompt is dropped (LLaVA's ``plain`` version; paper, stages 1 and 2). Control tokens that a caption
@@ -79,6 +87,8 @@ def encode_plain(sample: Sample, tokenizer: Any, rules: TextRules, *, max_length
         rules: from ``models.families.text_rules``.
         max_length: T at most.
         with_image: False leaves images out (stage 1).
+        document_start: of a family without BOS, begin with the token that starts its documents, so that the caption's
+            first token is learned where the text-only pass of stage 2 will ask for it.
 
     Raises:
         DataError: the sample cannot be used; the message is the reason alone, without the sample's name.
@@ -90,7 +100,8 @@ def encode_plain(sample: Sample, tokenizer: Any, rules: TextRules, *, max_length
         raise DataError("nothing to learn: the caption is empty")
     if with_image:
         _check_markers(sample)
-    ids = [] if rules.bos_id is None else [rules.bos_id]
+    first = rules.document_start_id if document_start and rules.bos_id is None else rules.bos_id
+    ids = [] if first is None else [first]
     spans = []
     for _ in sample.images if with_image else ():
         spans.append((len(ids), len(ids) + rules.image_tokens))

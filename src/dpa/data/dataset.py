@@ -92,6 +92,7 @@ class StageData:
         transform: ImageTransform | None,
         max_image_pixels: int,
         reduced_decode: bool = False,
+        document_start: bool = False,
     ) -> None:
         """
         Args:
@@ -104,6 +105,7 @@ class StageData:
             transform: needed with images.
             max_image_pixels: larger images are refused before they are decoded.
             reduced_decode: JPEGs are decoded at a fraction of their size where that is enough (``load_image``).
+            document_start: see :func:`dpa.data.chat.encode_plain`.
 
         Raises:
             ModelError: the tokenizer cannot say which characters a token stands for.
@@ -124,6 +126,7 @@ class StageData:
         self.transform = transform
         self.max_image_pixels = max_image_pixels
         self.reduced_decode = reduced_decode
+        self.document_start = document_start
         self.starts = (0, *itertools.accumulate(len(source) for source in self.sources))
         """First number of each source, and the number of all samples."""
 
@@ -182,7 +185,12 @@ class StageData:
         """
         if self.format == "plain":
             return encode_plain(
-                sample, self.tokenizer, self.rules, max_length=self.max_length, with_image=self.with_images
+                sample,
+                self.tokenizer,
+                self.rules,
+                max_length=self.max_length,
+                with_image=self.with_images,
+                document_start=self.document_start,
             )
         return encode_chat(sample, self.tokenizer, self.rules, max_length=self.max_length)
 
@@ -222,6 +230,7 @@ class StageData:
             transform=self.transform,
             max_image_pixels=self.max_image_pixels,
             reduced_decode=self.reduced_decode,
+            document_start=self.document_start,
         )
 
     def _source_of(self, index: int) -> int:

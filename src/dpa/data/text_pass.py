@@ -83,6 +83,7 @@ def _key(data: StageData) -> str:
             "rules": asdict(data.rules),
             "format": data.format,
             "with_images": data.with_images,
+            "document_start": data.document_start,
             "max_length": data.max_length,
         }
     )

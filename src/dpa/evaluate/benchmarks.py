@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +19,9 @@ from dpa.errors import UserError
 from dpa.evaluate.devices import Answerer, identity_of
 from dpa.evaluate.generate import Progress
 from dpa.evaluate.lab import evaluate_lab, read_questions
+from dpa.evaluate.native import check_native, evaluate_native, rank_native
 from dpa.evaluate.ranked import rank_lab
-from dpa.evaluate.settings import EvaluateSettings
+from dpa.evaluate.settings import PAPER, EvaluateSettings
 
 
 class Result(Protocol):
@@ -77,7 +79,15 @@ class Benchmark:
     """For the key ``ranked`` of its result (``settings.rank_options``)."""
 
 
-BENCHMARKS: dict[str, Benchmark] = {"lab": Benchmark(check=read_questions, evaluate=evaluate_lab, rank=rank_lab)}
+def _native(name: str) -> Benchmark:
+    check, evaluate = partial(check_native, name), partial(evaluate_native, name)
+    return Benchmark(check=check, evaluate=evaluate, rank=partial(rank_native, name))
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    **{name: _native(name) for name in PAPER},
+    "lab": Benchmark(check=read_questions, evaluate=evaluate_lab, rank=rank_lab),
+}
 
 
 def check_benchmarks(settings: EvaluateSettings) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from dpa.evaluate.benchmarks import BENCHMARKS, check_benchmarks, run_benchmarks
 from dpa.evaluate.devices import Devices, device_names
 from dpa.evaluate.generate import Progress
 from dpa.evaluate.load import load_model, open_processor
+from dpa.evaluate.overview import average, overview
+from dpa.evaluate.paper import PaperRow
 from dpa.evaluate.scores import write_results
-from dpa.evaluate.settings import EvaluateSettings
+from dpa.evaluate.settings import PAPER, SETS, EvaluateSettings, expand_names
 from dpa.evaluate.tables import accuracy_table
 
 
@@ -28,14 +30,24 @@ class CheckpointResult:
     predictions: Path
     results: dict[str, dict[str, Any]]
     """Benchmark -> result."""
+    paper: PaperRow | None = None
+    """Of the paper, to stand beside the results."""
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
-        return {"checkpoint": self.checkpoint, "predictions": str(self.predictions), "benchmarks": self.results}
+        return {
+            "checkpoint": self.checkpoint,
+            "predictions": str(self.predictions),
+            "benchmarks": self.results,
+            "average": average(self.results),
+            "paper": None if self.paper is None else asdict(self.paper),
+        }
 
     def text(self) -> str:
         """For people."""
-        tables = [accuracy_table({"model": result}).text(title=name) for name, result in self.results.items()]
+        tables = [overview(self.results, self.paper)] if any(name in self.results for name in PAPER) else []
+        others = {name: result for name, result in self.results.items() if name not in PAPER}
+        tables += [accuracy_table({"model": result}).text(title=name) for name, result in others.items()]
         return "\n\n".join([*tables, f"predictions: {self.predictions}"])
 
 
@@ -45,6 +57,7 @@ def evaluate_checkpoint(
     settings: EvaluateSettings,
     out: Path | None = None,
     progress: Callable[[str], Progress] | None = None,
+    paper: PaperRow | None = None,
 ) -> CheckpointResult:
     """Loads a checkpoint with stock transformers, in the precision that it is stored in, and evaluates it.
 
@@ -52,6 +65,7 @@ def evaluate_checkpoint(
         checkpoint: folder or hub id.
         settings: a recipe's, or :func:`settings_of`.
         out: folder of predictions; None: ``CHECKPOINT.eval`` beside the folder, ``eval/ID`` for a hub id.
+        paper: a row of the paper (:func:`dpa.evaluate.paper.paper_row`) to show beside the average.
 
     Raises:
         UserError: wrong files, or a checkpoint that does not load.
@@ -70,23 +84,24 @@ def evaluate_checkpoint(
         model = load_model(checkpoint, names[0]) if len(names) == 1 else stack.enter_context(Devices(checkpoint, names))
         results = run_benchmarks(model, processor, settings, out, progress=progress)
     write_results(out, checkpoint, results)
-    return CheckpointResult(checkpoint=checkpoint, predictions=out, results=results)
+    return CheckpointResult(checkpoint=checkpoint, predictions=out, results=results, paper=paper)
 
 
 def settings_of(*, benchmarks: Sequence[str], data: Path, **others: Any) -> EvaluateSettings:
     """Settings from the command line.
 
     Args:
-        benchmarks: names.
+        benchmarks: names, also those of sets (``paper``, ``all``).
         data: folder of the benchmarks' files.
         others: further fields of :class:`EvaluateSettings`.
 
     Raises:
         UserError: an unknown benchmark, or a number out of range.
     """
-    unknown = [name for name in benchmarks if name not in BENCHMARKS]
+    unknown = [name for name in expand_names(benchmarks) if name not in BENCHMARKS]
     if unknown or not benchmarks:
-        raise UserError(f"no benchmark {', '.join(unknown) or 'is named'}; known: {', '.join(BENCHMARKS)}")
+        known = ", ".join([*SETS, *BENCHMARKS])
+        raise UserError(f"no benchmark {', '.join(unknown) or 'is named'}; known: {known}")
     try:
         return EvaluateSettings.model_validate({"benchmarks": tuple(benchmarks), "data": data, **others})
     except ValidationError as error:

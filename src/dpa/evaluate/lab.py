@@ -7,7 +7,6 @@ the question alone. Only what is above both was seen.
 from __future__ import annotations
 
 import json
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,17 @@ from transformers import ProcessorMixin
 
 from dpa.data.images import safe_join
 from dpa.errors import DataError
-from dpa.evaluate.devices import Answerer, identity_of
-from dpa.evaluate.generate import Prediction, Progress, Question, generate_answers
+from dpa.evaluate.devices import Answerer
+from dpa.evaluate.generate import Prediction, Progress, Question
+from dpa.evaluate.passes import ask
 from dpa.evaluate.scores import Scored, scores_path, write_scores
+from dpa.evaluate.scoring.texts import normalise
 from dpa.evaluate.settings import EvaluateSettings
 from dpa.evaluate.statistics import group_interval
 
 QUESTIONS = "questions.jsonl"
-_STRIPPED = string.punctuation + string.whitespace
+MAX_NEW_TOKENS = 16
+"""Answers are a few words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,22 +98,18 @@ class LabResult:
         }
 
 
-def normalise(answer: str) -> str:
-    """The first line, in lower case, white space folded, without punctuation and space around it."""
-    first = answer.strip().partition("\n")[0]
-    return " ".join(first.lower().split()).strip(_STRIPPED)
-
-
 def read_questions(folder: Path, *, limit: int | None = None) -> list[LabQuestion]:
     """The questions of a folder that ``dpa lab make`` wrote.
 
     Args:
-        folder: with ``questions.jsonl`` and the pictures that it names.
+        folder: with ``questions.jsonl`` and the pictures that it names, or with such a folder as ``lab/``.
         limit: first so many.
 
     Raises:
         DataError: a file, field or picture is missing or wrong; names file and line.
     """
+    if not (folder / QUESTIONS).exists() and (folder / "lab" / QUESTIONS).exists():
+        folder = folder / "lab"  # beside other benchmarks' files
     path = folder / QUESTIONS
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -163,7 +161,7 @@ def evaluate_lab(
     progress: Progress | None = None,
     identity: str | None = None,
 ) -> LabResult:
-    """Asks all questions (twice with ``settings.blind``), scores them, writes predictions and scores.
+    """Asks all questions (twice unless ``settings.blind`` is False), scores them, writes predictions and scores.
 
     Args:
         folder: see :func:`read_questions`.
@@ -177,29 +175,21 @@ def evaluate_lab(
         DpaError: see :func:`dpa.evaluate.generate.generate_answers`.
     """
     questions = read_questions(folder, limit=settings.limit)
-    asked = [Question(id=item.id, text=item.question, images=(item.image,), where=item.where) for item in questions]
-    weights = identity_of(model) if identity is None else identity
-    passes = {True: "lab.jsonl", False: "lab.blind.jsonl"} if settings.blind else {True: "lab.jsonl"}
-    answers: dict[bool, list[Prediction]] = {}
-    for number, (with_image, name) in enumerate(passes.items()):
-        answers[with_image] = generate_answers(
-            model,
-            processor,
-            asked,
-            batch_size=settings.batch_size,
-            max_new_tokens=settings.max_new_tokens,
-            with_image=with_image,
-            out=out / name,
-            progress=_part(progress, number * len(asked), len(passes) * len(asked)),
-            identity=weights,
-        )
-    scores = score_lab(questions, answers[True], answers.get(False))
+    answers, blind = ask(
+        model,
+        processor,
+        [Question(id=item.id, text=item.question, images=(item.image,), where=item.where) for item in questions],
+        "lab",
+        out,
+        batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens or MAX_NEW_TOKENS,
+        blind=settings.blind is not False,
+        progress=progress,
+        identity=identity,
+    )
+    scores = score_lab(questions, answers, blind)
     write_scores(scores_path(out, "lab"), scores)
-    return summarise(questions, answers[True], scores)
-
-
-def _part(progress: Progress | None, before: int, total: int) -> Progress | None:
-    return None if progress is None else lambda done, _: progress(before + done, total)
+    return summarise(questions, answers, scores)
 
 
 def score_lab(

@@ -81,6 +81,12 @@ def units(
     return Units(scores_SN, tuple(groups), weights_N, strata)
 
 
+def strata_of(groups: Sequence[str], weights: Sequence[float]) -> list[str] | None:
+    """Units of one weight as one stratum (CV-Bench: a source); None where a group has units of several weights."""
+    strata = [repr(weight) for weight in weights]
+    return None if len(set(zip(groups, strata, strict=True))) > len(set(groups)) else strata
+
+
 def resample(sample: Units, *, seed: int = 0, resamples: int = RESAMPLES, stream: int = 0) -> Floats:
     """[R]: the number over groups drawn with replacement, as many as there are in each stratum.
 
@@ -133,6 +139,7 @@ def group_interval(
     groups: Sequence[str],
     *,
     weights: Sequence[float] | None = None,
+    strata: Sequence[str] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
@@ -145,6 +152,7 @@ def group_interval(
         scores: [N].
         groups: [N] name of each answer's group.
         weights: [N] of the scores in the mean; None: all alike.
+        strata: [N] within which groups are drawn; None: one.
         seed: the same seed, the same interval.
         resamples: R.
         level: share of the resampled means inside.
@@ -155,7 +163,8 @@ def group_interval(
     Raises:
         ValueError: lengths differ, or N = 0.
     """
-    return interval(resample(units(scores, groups, weights=weights), seed=seed, resamples=resamples), level)
+    sample = units(scores, groups, weights=weights, strata=strata)
+    return interval(resample(sample, seed=seed, resamples=resamples), level)
 
 
 @dataclass(frozen=True, slots=True)

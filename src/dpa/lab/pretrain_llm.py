@@ -182,7 +182,7 @@ def save(
     shutil.rmtree(old, ignore_errors=True)
 
 
-class _Log:
+class Log:
     """One JSON object per line, also on the screen."""
 
     def __init__(self, path: Path | None) -> None:
@@ -225,7 +225,7 @@ def _optimizer(model: Qwen2ForCausalLM, settings: Settings) -> torch.optim.AdamW
 
 def train(settings: Settings, outputs: Outputs, *, compiled: bool = True) -> Qwen2ForCausalLM:
     """The whole run. Returns the trained model (float32)."""
-    log = _Log(outputs.log)
+    log = Log(outputs.log)
     tokenizer = train_tokenizer(settings.vocabulary)
     model = build_model(settings, tokenizer)
     optimizer = _optimizer(model, settings)
@@ -265,7 +265,7 @@ def _finish(
     settings: Settings,
     outputs: Outputs,
     seconds: float,
-    log: _Log,
+    log: Log,
 ) -> None:
     """Measure what will be shipped, that is the weights rounded to bf16, and write it."""
     rounded = Qwen2ForCausalLM(model.config)

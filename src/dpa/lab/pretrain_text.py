@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,6 +58,12 @@ def attribute_words() -> tuple[str, ...]:
     words = {word for phrase in SYNONYMS for word in phrase.split()}
     words |= {word for synonyms in SYNONYMS.values() for word in synonyms}
     return tuple(sorted(words | set(ROWS) | set(COLUMNS) | {"zero", "yes", "no", "thing", "things"}))
+
+
+def words_of(text: str) -> Iterator[tuple[str, int, int]]:
+    """The words of lab text as the tokenizer splits them, each with the space before it, and their first and end."""
+    for match in _PYTHON_WORD.finditer(text):
+        yield match.group(), *match.span()
 
 
 def train_tokenizer(vocabulary_size: int, *, scenes: int = 3000) -> PreTrainedTokenizerFast:
@@ -158,14 +164,14 @@ class Mixture:
     kinds: tuple[tuple[str, float], ...] = tuple((kind, 1.0) for kind in KINDS)
 
 
-class _Sequence:
+class Sequence:
     """Token ids and loss weights of one training sequence under way."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
         self.weights: list[float] = []
 
-    def add(self, ids: Sequence[int], weight: float) -> None:
+    def add(self, ids: list[int], weight: float) -> None:
         self.ids += ids
         self.weights += [weight] * len(ids)
 
@@ -200,8 +206,8 @@ class Stream:
             maximum=mixture.most_objects,
         )
 
-    def _sequence(self, index: int, mixture: Mixture, rng: random.Random) -> _Sequence:
-        sequence = _Sequence()
+    def _sequence(self, index: int, mixture: Mixture, rng: random.Random) -> Sequence:
+        sequence = Sequence()
         dice = rng.random()
         if dice < mixture.captions:
             self._captions(sequence, index, mixture, rng)
@@ -212,7 +218,7 @@ class Stream:
             self._chat(sequence, index, mixture, rng, describe=describe)
         return sequence
 
-    def _captions(self, sequence: _Sequence, index: int, mixture: Mixture, rng: random.Random) -> None:
+    def _captions(self, sequence: Sequence, index: int, mixture: Mixture, rng: random.Random) -> None:
         """Plain documents as stage 1 and 2 write them: caption, newline; the separator only between documents."""
         encoder = self._encoder
         while len(sequence.ids) < self._length:
@@ -223,7 +229,7 @@ class Stream:
             text = caption(scene, "b" if rng.random() < mixture.raw_b else "a", rng).text
             sequence.add([*encoder.words(text), encoder.newline, encoder.end_of_text], mixture.caption_weight)
 
-    def _compact(self, sequence: _Sequence, index: int, mixture: Mixture, rng: random.Random) -> None:
+    def _compact(self, sequence: Sequence, index: int, mixture: Mixture, rng: random.Random) -> None:
         encoder = self._encoder
         scene = self._scene(index, mixture, rng)
         synonyms = rng.random() < mixture.synonyms
@@ -237,7 +243,7 @@ class Stream:
             sequence.add(reply, 1.0)
             sequence.add([encoder.newline], mixture.context_weight)
 
-    def _chat(self, sequence: _Sequence, index: int, mixture: Mixture, rng: random.Random, *, describe: bool) -> None:
+    def _chat(self, sequence: Sequence, index: int, mixture: Mixture, rng: random.Random, *, describe: bool) -> None:
         """A description, then as many turns about it as fit."""
         encoder = self._encoder
         scene = self._scene(index, mixture, rng)

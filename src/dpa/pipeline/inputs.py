@@ -174,6 +174,7 @@ class Inputs:
             transform=transform,
             max_image_pixels=recipe.data.max_image_pixels,
             reduced_decode=recipe.data.reduced_decode and with_images,
+            document_start=stage == "proxy" and recipe.fidelity == "exact",
         )
 
     def _open(self, stage: StageName) -> StageInput:

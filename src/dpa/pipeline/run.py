@@ -22,6 +22,7 @@ from dpa.pipeline.during import check_during
 from dpa.pipeline.evaluation import evaluate_method, write_samples
 from dpa.pipeline.folder import RunFolder
 from dpa.pipeline.inputs import Inputs, StageInput, settings_of, store_of
+from dpa.pipeline.measure import measure_pretrain
 from dpa.pipeline.stages import StageRun, run_stage, stage_inputs
 from dpa.recipe import METHODS, STAGES, MethodName, Recipe, StageName
 from dpa.store import Entry, Store
@@ -141,6 +142,10 @@ def run(recipe: Recipe, *, until: str | None = None) -> RunResult:
 def _finish(recipe: Recipe, folder: RunFolder, entries: Entries, *, evaluates: bool) -> None:
     """Manifest, evaluation, report: rank 0's work."""
     folder.write_manifest(entries)
+    if recipe.evaluate.after_pretrain:
+        for method in recipe.methods:
+            if "pretrain" in entries[method]:
+                measure_pretrain(recipe, folder.of(method))
     if evaluates and recipe.evaluate.benchmarks:
         for method in recipe.methods:
             folder.summary["methods"][method]["evaluation"] = evaluate_method(recipe, method, folder.of(method))

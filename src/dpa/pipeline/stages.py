@@ -27,6 +27,7 @@ from dpa.models.vlm import Vlm, build_vlm
 from dpa.pipeline.during import during
 from dpa.pipeline.folder import versions
 from dpa.pipeline.inputs import Inputs, StageInput, settings_of
+from dpa.pipeline.measure import PROBES, watch_pretrain
 from dpa.recipe import MethodName, Recipe, StageName
 from dpa.results import ARTEFACTS
 from dpa.store import Entry, disk_errors
@@ -189,6 +190,9 @@ def run_stage(run: StageRun) -> tuple[Path, dict[str, Any]]:
     made = ranks.together(lambda: row.join(run))
     trainable = set_trainable(made.model, run.stage)
     log.info("%s", trainable)
+    hook = None
+    if run.stage == "pretrain" and made.vlm is not None and ranks.is_main:
+        hook = watch_pretrain(run.recipe, made.vlm, run.entry.partial, dtype=compute_dtype(run.recipe.train))
     job = StageJob(
         stage=run.stage,
         model=made.model,
@@ -206,6 +210,7 @@ def run_stage(run: StageRun) -> tuple[Path, dict[str, Any]]:
         fingerprint=run.entry.key,
         log_dir=run.log_dir,
         evaluate=_during(run, made),
+        on_step=() if hook is None else (hook,),
     )
     proof = ranks.main_alone(lambda: row.prove(run, made))
     result = train_stage(job)
@@ -236,6 +241,8 @@ def _keep(run: StageRun, made: Made, result: StageResult, artefact: Path) -> dic
         artefact.mkdir()
         kept = STAGE_TABLE[run.stage].keep(run, made, artefact)
         shutil.copyfile(result.metrics, artefact / "metrics.jsonl")
+        if (run.entry.partial / PROBES).is_file():
+            shutil.copyfile(run.entry.partial / PROBES, artefact / PROBES)
     return kept
 
 

@@ -29,6 +29,8 @@ RESERVE = 0.08
 """Of the memory, for the device's context and what the allocator cannot use."""
 _IMAGES_PER_WORKER = 100.0
 """A second, decoded and resized by one loader process (docs/performance.md, 640 x 480)."""
+_MANY_WORKERS = 32
+"""Loader processes per GPU that hardly any machine has cores for."""
 
 Level = Literal["error", "advice"]
 
@@ -427,7 +429,13 @@ def _loader_advice(plan: RunPlan) -> Iterable[Problem]:
     for planned in plan.stages:
         each = planned.images_per_second / plan.machine.ranks
         wanted = -(-int(each) // int(_IMAGES_PER_WORKER))
-        if wanted > plan.workers and planned.images_per_second > 0:
+        if wanted >= _MANY_WORKERS:
+            yield Problem(
+                "advice",
+                f"stage {planned.stage} would read {each:,.0f} images a second on each GPU, more than loaders decode",
+                "the loader decides its speed, not the hours above; train.vision_cache=true with several epochs",
+            )
+        elif wanted > plan.workers and planned.images_per_second > 0:
             yield Problem(
                 "advice",
                 f"stage {planned.stage} reads {each:,.0f} images a second on each GPU",

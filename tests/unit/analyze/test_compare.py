@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dpa.analyze.compare import compare_runs, paired_difference, render
+from dpa.analyze.compare import compare_runs, paired_difference, paper_rows, render
 from dpa.errors import UserError
 from dpa.evaluate.scores import PREDICTIONS, scores_path, write_results, write_scores
+from dpa.evaluate.settings import PAPER
 from tests.unit.analyze.conftest import result, scored, write_run
 
 
@@ -170,8 +171,10 @@ def test_other_recipes_or_equal_seeds_stay_apart(tmp_path: Path) -> None:
 def test_rows_of_the_paper_where_the_setting_matches(tmp_path: Path) -> None:
     paper = {"paper: dpa": {"mmvp": 40.0, "average": 51.7, "docvqa": 1.0}}
     folders = [write_scored(tmp_path / "a", {"mmvp": 30, "ai2d": 20}, profile="paper")]
-    (row,) = compare_runs(folders, paper=paper).table.paper
-    assert {name: number.value for name, number in row.numbers.items()} == {"mmvp": 40.0, "average": 51.7}
+    comparison = compare_runs(folders, paper=paper)
+    (row,) = comparison.table.paper
+    assert {name: number.value for name, number in row.numbers.items()} == {"mmvp": 40.0}
+    assert "averages are left out: they are of seven benchmarks, MMBench, DocVQA" in comparison.notes[0]
     assert (row.wins, row.numbers["mmvp"].interval) == (None, None)
     folders.append(write_scored(tmp_path / "b", {"mmvp": 30}, profile="strict"))
     comparison = compare_runs(folders, paper=paper)
@@ -186,12 +189,12 @@ def test_formats(tmp_path: Path) -> None:
         write_scored(tmp_path / "a_b & 50%", {"mmvp": 30, "ai2d": 20}),
         write_scored(tmp_path / "c|d", {"mmvp": 20}),
     ]
-    comparison = compare_runs(folders, paper={"paper: dpa_2": {"average": 51.7}})
+    comparison = compare_runs(folders, paper={"paper: dpa_2": {"mmvp": 51.7}})
     latex = render(comparison, "latex")
     assert "\\begin{tabular}{lrrrr}" in latex
     assert "% right & AI2D & MMVP & average & wins \\\\".replace("%", "\\%") in latex
     assert re.search(r"^a\\_b \\& 50\\% & 50\.0 \{\\scriptsize \[[\d.]+--[\d.]+\]\} & \\textbf\{75\.0\}", latex, re.M)
-    assert "\\midrule\npaper: dpa\\_2 & -- & -- & 51.7 &  \\\\\n\\bottomrule" in latex
+    assert "\\midrule\npaper: dpa\\_2 & -- & 51.7 & -- &  \\\\\n\\bottomrule" in latex
     markdown = render(comparison, "markdown").split("\n\n")[0].split("\n")
     assert markdown[0] == "| % right | AI2D | MMVP | average | wins |"
     assert len({line.replace("\\|", "").count("|") for line in markdown}) == 1
@@ -199,7 +202,7 @@ def test_formats(tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(render(comparison, "csv"))))
     assert [(row["method"], row["benchmark"], row["value"], row["source"]) for row in rows][-2:] == [
         ("c|d", "mmvp", "50.0", "measured"),
-        ("paper: dpa_2", "average", "51.7", "paper"),
+        ("paper: dpa_2", "mmvp", "51.7", "paper"),
     ]
     found = json.loads(render(comparison, "json"))
     assert found["table"]["rows"][0]["numbers"]["mmvp"]["value"] == 75
@@ -221,3 +224,14 @@ def test_weights_make_strata(tmp_path: Path) -> None:
     (row,) = compare_runs([tmp_path / "a"]).table.rows
     assert row.numbers["cvbench"].value == pytest.approx(50)
     assert row.numbers["cvbench"].interval == pytest.approx((50, 50)), "each source's share of the number is fixed"
+
+
+def test_the_papers_averages_below_all_seven(tmp_path: Path) -> None:
+    folder = write_scored(tmp_path / "a", dict.fromkeys(PAPER, 20))
+    comparison = compare_runs([folder], paper=paper_rows("qwen2.5-7b/sharegpt4v"))
+    assert comparison.notes == ()
+    assert [row.numbers["average"].value for row in comparison.table.paper] == [49.0, 51.0, 51.7]
+    assert comparison.table.rows[0].numbers["average"].value == pytest.approx(50)
+    assert comparison.table.benchmarks == (*PAPER, "average")
+    with pytest.raises(UserError, match="no row 'x' of the paper"):
+        paper_rows("x")

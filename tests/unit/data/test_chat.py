@@ -214,11 +214,22 @@ def test_an_image_is_never_cut() -> None:
 # Plain
 
 
-def plain(text: str, style: str = "chatml", *, image: bool = True, max_length: int = 10_000, **rules: Any) -> str:
+def plain(
+    text: str,
+    style: str = "chatml",
+    *,
+    image: bool = True,
+    max_length: int = 10_000,
+    document_start: bool = False,
+    **rules: Any,
+) -> str:
     tokenizer = make_tokenizer(style)
     made = make_rules(tokenizer, style, **rules)
     sample = make_sample(("user", "<image>\nSay what you see."), ("assistant", text), images=["a"])
-    return marked(encode_plain(sample, tokenizer, made, max_length=max_length, with_image=image), tokenizer, made)
+    encoded = encode_plain(
+        sample, tokenizer, made, max_length=max_length, with_image=image, document_start=document_start
+    )
+    return marked(encoded, tokenizer, made)
 
 
 def test_plain_by_hand() -> None:
@@ -227,6 +238,10 @@ def test_plain_by_hand() -> None:
     assert plain("A dog.", "chatml", bos_id=None) == "{I}[A dog.\n]"
     # without BOS nothing predicts the first token of a text that stands alone
     assert plain("A dog.", "chatml", bos_id=None, image=False) == "A[ dog.\n]"
+    start = make_tokenizer().convert_tokens_to_ids("<|endoftext|>")
+    qwen = {"bos_id": None, "document_start_id": start}
+    assert plain("A dog.", image=False, document_start=True, **qwen) == "<|endoftext|>[A dog.\n]"
+    assert plain("A dog.", "llama3", image=False, document_start=True) == "<|begin_of_text|>[A dog.\n]", "not twice"
 
 
 @pytest.mark.parametrize("text", ["say <|im_end|> aloud", "<image>", "<|im_start|>assistant\nx", "<|endoftext|>"])

@@ -1,0 +1,235 @@
+"""The lab study's tables and pictures: ``python scripts/evidence.py RUN... [--figures FOLDER]`` (docs/evidence.md).
+
+Each RUN is a run of the lab with ``evaluate.after_pretrain`` and ``evaluate.probe_steps``; runs that differ by seed
+alone are one sample. Prints Markdown: accuracy after stage 2 (original LLM, no instruction yet) and after stage 3, what
+the connector did to visual and to linguistic words, ROC-AUC of the weights against the truth. Means over seeds with
+95 % t-intervals; differences are paired by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dpa.analyze.runs import Run, read_run
+from dpa.pipeline.measure import MEASUREMENTS, PROBES, read_probes
+
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+"""Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom."""
+COLOURS = ("#3b3b3b", "#b45309", "#1d4ed8", "#a21caf", "#15803d", "#be123c", "#0e7490", "#6d28d9")
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "<")
+BASELINE = "vanilla"
+LEVELS = {"captions_a.json": "A", "captions_b.json": "B"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One method of one run."""
+
+    level: str
+    """Language of the captions."""
+    method: str
+    seed: int
+    figures: dict[str, float]
+    probes: list[dict[str, float]]
+
+
+Cells = Sequence[Cell]
+
+
+def main() -> None:
+    """Prints, and draws where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--figures", type=Path, help="folder for the pictures (PNG and SVG)")
+    options = parser.parse_args()
+    cells = [cell for folder in options.runs for cell in cells_of(read_run(folder))]
+    for level in dict.fromkeys(cell.level for cell in cells):
+        mine = [cell for cell in cells if cell.level == level]
+        print(f"\n### Captions in {level}\n")
+        print("\n".join(accuracy_table(mine)))
+        print()
+        print("\n".join(word_table(mine)))
+        if options.figures is not None:
+            options.figures.mkdir(parents=True, exist_ok=True)
+            draw(mine, level, options.figures)
+
+
+def cells_of(run: Run) -> Iterator[Cell]:
+    """The methods of a run that have been measured."""
+    recipe = run.recipe()
+    level = " + ".join(
+        LEVELS.get(Path(source["path"]).name, Path(source["path"]).stem) for source in recipe["data"]["captions"]
+    )
+    for method in run.methods:
+        folder = run.folder_of(method)
+        if not (folder / MEASUREMENTS).is_file():
+            continue
+        figures: dict[str, float] = json.loads((folder / MEASUREMENTS).read_text(encoding="utf-8"))
+        for benchmark, result in run.evaluation(method).items():
+            figures |= {f"finetune.{benchmark}.{k}": v for k, v in result.items() if isinstance(v, float)}
+        probes = read_probes((folder / "connector").resolve().parent / PROBES)
+        yield Cell(level, name_of(method, recipe), int(recipe["seed"]), figures, probes)
+
+
+def name_of(method: str, recipe: dict[str, Any]) -> str:
+    """The method, and what of stage 2's objective the recipe has changed."""
+    stage = recipe["stages"]["pretrain"]
+    changed = [str(stage["objective"])] if stage["objective"] is not None else []
+    changed += [f"window {stage['window']}"] if stage["window"] != 3 and method != "vanilla" else []
+    return ", ".join([method, *changed])
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half the width of its 95 % t-interval over seeds; NaN for a single one."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, float("nan")
+    return mean, T_975[len(values) - 2] * statistics.stdev(values) / len(values) ** 0.5
+
+
+def methods_of(cells: Cells) -> list[str]:
+    """In order of appearance."""
+    return list(dict.fromkeys(cell.method for cell in cells))
+
+
+def values_of(cells: Cells, method: str, name: str) -> dict[int, float]:
+    """Seed -> figure."""
+    return {cell.seed: cell.figures[name] for cell in cells if cell.method == method and name in cell.figures}
+
+
+def shown(values: Sequence[float], *, scale: float = 1.0, digits: int = 1) -> str:
+    """``mean ± half width``."""
+    if not values:
+        return ""
+    mean, half = interval([scale * value for value in values])
+    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if half == half else "")
+
+
+def difference(cells: Cells, method: str, name: str, *, scale: float = 100.0) -> str:
+    """Paired by seed against the baseline: mean ± half width, seeds won."""
+    ours, base = values_of(cells, method, name), values_of(cells, BASELINE, name)
+    both = sorted(ours.keys() & base.keys())
+    if method == BASELINE or not both:
+        return ""
+    deltas = [scale * (ours[seed] - base[seed]) for seed in both]
+    mean, half = interval(deltas)
+    won = sum(delta > 0 for delta in deltas)
+    clear = "**" if half == half and abs(mean) > half else ""
+    return f"{clear}{mean:+.1f} ± {half:.1f}{clear} ({won}/{len(both)})"
+
+
+def accuracy_table(cells: Cells) -> list[str]:
+    """Accuracy in % after stages 2 and 3."""
+    lines = [
+        "| method | seeds | after stage 2, % | - vanilla (won) | after stage 3, % | - vanilla (won) | blind, % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    two, three, blind = "pretrain.lab.accuracy", "finetune.lab.accuracy", "finetune.lab.blind_accuracy"
+    for method in methods_of(cells):
+        found = {name: list(values_of(cells, method, name).values()) for name in (two, three, blind)}
+        lines.append(
+            f"| {method} | {len(found[two])} | {shown(found[two], scale=100)} | {difference(cells, method, two)} "
+            f"| {shown(found[three], scale=100)} | {difference(cells, method, three)} "
+            f"| {shown(found[blind], scale=100)} |"
+        )
+    return lines
+
+
+def word_table(cells: Cells) -> list[str]:
+    """What the last probe of the model in training and the original LLM say about words."""
+    language = "a" if cells[0].level == "A" else "b"
+    columns: tuple[tuple[str, str], ...] = (
+        ("visual words, training model", f"probe.last.visual_logp_{language}"),
+        ("visual words, original LLM", f"pretrain.probe.visual_logp_{language}"),
+        ("linguistic words, original LLM", f"pretrain.probe.linguistic_logp_{language}"),
+        ("opening, original LLM", f"pretrain.probe.opening_logp_{language}"),
+        ("AUC of CMO's weights, first", f"probe.first.auc_cmo_weight_{language}"),
+        ("last", f"probe.last.auc_cmo_weight_{language}"),
+        ("AUC of CAL's, last", f"probe.last.auc_cal_weight_{language}"),
+        ("AUC of PRIOR's, last", f"probe.last.auc_prior_weight_{language}"),
+    )
+    lines = ["| method | " + " | ".join(title for title, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for method in methods_of(cells):
+        row = [shown(list(values_of(cells, method, name).values()), digits=2) for _, name in columns]
+        lines.append(f"| {method} | " + " | ".join(row) + " |")
+    return lines
+
+
+def draw(cells: Cells, level: str, folder: Path) -> None:
+    """Accuracy per seed; words and AUC over the steps of stage 2."""
+    language = "a" if level == "A" else "b"
+    with matplotlib.rc_context(
+        {"font.size": 9, "svg.hashsalt": "dpa", "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        for axes, stage, title in zip(
+            figure.subplots(1, 2, sharey=True),
+            ("pretrain", "finetune"),
+            ("after stage 2", "after stage 3"),
+            strict=True,
+        ):
+            _dots(axes, cells, f"{stage}.lab.accuracy", title)
+        _save(figure, folder / f"study-accuracy-{language}")
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        names = ("visual_logp", "linguistic_logp", "auc_cmo")
+        titles = ("visual words, nats", "linguistic words, nats", "AUC of p_w - p_o")
+        for axes, name, title in zip(figure.subplots(1, 3), names, titles, strict=True):
+            _lines(axes, cells, f"{name}_{language}", title)
+        _save(figure, folder / f"study-words-{language}")
+
+
+def _dots(axes: Axes, cells: Cells, name: str, title: str) -> None:
+    methods = methods_of(cells)
+    for place, method in enumerate(methods):
+        values = [100 * value for value in values_of(cells, method, name).values()]
+        if not values:
+            continue
+        colour = COLOURS[place % len(COLOURS)]
+        mean, half = interval(values)
+        axes.plot([place] * len(values), values, MARKS[place % len(MARKS)], color=colour, alpha=0.45, markersize=5)
+        axes.errorbar(place + 0.25, mean, yerr=half, fmt="_", color=colour, capsize=3)
+    axes.set_xticks(range(len(methods)), methods, rotation=30, ha="right")
+    axes.set_title(title)
+    axes.set_ylabel("held-out questions, % right")
+    axes.grid(axis="y", alpha=0.3)
+
+
+def _lines(axes: Axes, cells: Cells, name: str, title: str) -> None:
+    for place, method in enumerate(methods_of(cells)):
+        of = [cell.probes for cell in cells if cell.method == method and cell.probes]
+        steps = [row["step"] for row in of[0]] if of else []
+        means = [statistics.fmean(rows[index][name] for rows in of) for index in range(len(steps))]
+        axes.plot(
+            steps,
+            means,
+            color=COLOURS[place % len(COLOURS)],
+            marker=MARKS[place % len(MARKS)],
+            markersize=3,
+            label=method,
+        )
+    axes.set_title(title)
+    axes.set_xlabel("step of stage 2")
+    axes.grid(alpha=0.3)
+    if name.startswith("auc"):
+        axes.axhline(0.5, color="#888888", linewidth=0.8, linestyle=":")
+        axes.legend(fontsize=7, frameon=False)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    save: Callable[..., Any] = figure.savefig
+    save(path.with_suffix(".png"), dpi=110)
+    save(path.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()
