@@ -164,9 +164,7 @@ def _matching(paper: Paper, columns: Sequence[Column], benchmarks: Sequence[str]
     if not missing or not any(AVERAGE in of for of in paper.values()):
         return paper, []
     without = {row: {name: value for name, value in of.items() if name != AVERAGE} for row, of in paper.items()}
-    return without, [
-        f"the paper's averages are left out: they are of seven benchmarks, {', '.join(missing)} missing"
-    ]
+    return without, [f"the paper's averages are left out: they are of seven benchmarks, {', '.join(missing)} missing"]
 
 
 def paper_rows(name: str) -> Paper:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dpa.errors import DataError
 from dpa.evaluate.benchmarks import run_benchmarks
+from dpa.evaluate.checkpoint import CheckpointResult
 from dpa.evaluate.generate import Question
 from dpa.evaluate.rank import Choices, rank_options
 from dpa.evaluate.ranked import options_of, rank_tasks
@@ -137,6 +138,8 @@ def test_stands_beside_the_generated_accuracy(vlm: Vlm, lab_folder: Path, tmp_pa
     ranked = both.pop("ranked")
     assert both == plain
     assert ranked["n"] == 6
+    text = CheckpointResult("c", tmp_path, {"lab": {**plain, "ranked": ranked}}).text()
+    assert f"lab, options ranked: {100 * ranked['accuracy']:.1f} [" in text
     assert "end of the turn" in ranked["by"]
     scores = read_scores(scores_path(tmp_path, "lab.ranked"))
     assert ranked["accuracy"] == pytest.approx(sum(item.score for item in scores) / 6)
