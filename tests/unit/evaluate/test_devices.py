@@ -126,25 +126,28 @@ def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
         device_names(4)
 
 
-def evaluate(checkpoint: str, data: str, out: str, devices: int) -> dict[str, Any]:
+def evaluate(checkpoint: str, data: str, out: str, devices: int, kill_at: int | None = None) -> dict[str, Any]:
+    """Kills itself, with SIGKILL, when it hears of progress for the ``kill_at``-th time."""
     settings = EvaluateSettings(
         benchmarks=("lab",), data=Path(data), batch_size=1, max_new_tokens=3, devices=devices, rank_options=True
     )
-    return evaluate_checkpoint(checkpoint, settings=settings, out=Path(out), progress=slow).results
+    heard = iter(range(1, 1000))
 
+    def told(done: int, total: int) -> None:
+        if next(heard) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def slow(name: str) -> Any:
-    return lambda done, total: time.sleep(0.15)
+    return evaluate_checkpoint(checkpoint, settings=settings, out=Path(out), progress=lambda name: told).results
 
 
 def test_killed_and_continued_gives_the_same_table(checkpoint: Path, lab_folder: Path, tmp_path: Path) -> None:
     whole = evaluate(str(checkpoint), str(lab_folder), str(tmp_path / "whole"), 1)
     out = tmp_path / "killed"
-    fine, _ = run_killed(evaluate, str(checkpoint), str(lab_folder), str(out), 1, after=1.0)
-    assert not fine, "it was to be killed in between"
-    done = (out / "lab.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(done) > 0, "it was killed too early for this test"
-    assert not (out / "results.json").exists()
+    # six questions, six blind, six rankings; the first of each is told before anything is asked
+    for kill_at, lines in ((3, {"lab.jsonl": 2}), (7, {"lab.jsonl": 6, "lab.blind.jsonl": 1})):
+        fine, _ = run_killed(evaluate, str(checkpoint), str(lab_folder), str(out), 1, kill_at)
+        assert not fine
+        assert {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in out.iterdir()} == lines
     assert evaluate(str(checkpoint), str(lab_folder), str(out), 2) == whole
     assert read_results(out) == json.loads(json.dumps(whole))
     for name in ("lab.scores.jsonl", "lab.ranked.scores.jsonl"):
