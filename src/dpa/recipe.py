@@ -137,6 +137,8 @@ class Recipe(Strict):
             )
         if self.evaluate.benchmarks and self.evaluate.data is None:
             raise ValueError("evaluate.benchmarks needs evaluate.data, the folder of the benchmark's files")
+        if self.evaluate.every_steps is not None and not self.evaluate.benchmarks:
+            raise ValueError("evaluate.every_steps needs evaluate.benchmarks, which it asks a few questions of")
         return self
 
     def objective(self, method: MethodName, stage: StageName) -> ObjectiveName:

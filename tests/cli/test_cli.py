@@ -69,6 +69,7 @@ def test_help_imports_nothing_heavy() -> None:
         (("eval", "score", "--benchmark", "mmvp", "--predictions", "gone.jsonl"), "gone.jsonl"),
         (("compare", "gone"), "gone"),
         (("conflict", "gone.json"), "gone.json"),
+        (("eval", "./gone", "--data", ".", "--devices", "none"), "devices"),
         (("export", "./gone", "--to", "hf"), "./gone"),
         (("export", "llm", "--to", "gguf"), "choose hf, llava, peft"),
         (("report", "gone"), "gone"),

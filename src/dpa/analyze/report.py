@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from dpa.analyze.compare import Comparison, compare_runs
+from dpa.analyze.compare import EMPTY, compare_runs
 from dpa.analyze.curves import METHOD_COLOURS, SHARES, Panel, loss_panels, weight_panels
 from dpa.analyze.runs import Run, read_run
 from dpa.data.images import load_image, safe_join
@@ -68,7 +68,7 @@ def write_report(run_folder: Path) -> Path:
     run = read_run(run_folder)
     metrics = {method: run.metrics(method) for method in run.methods}
     evaluated = any(run.evaluation(method) for method in run.methods)
-    comparison = compare_runs([run_folder]) if evaluated else Comparison({}, (), ())
+    comparison = compare_runs([run_folder]) if evaluated else EMPTY
     environment = Environment(
         loader=PackageLoader("dpa.analyze"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

@@ -40,7 +40,8 @@ class Run:
         return found
 
     def metrics(self, method: str) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; empty where there is none yet. A line that is being written is left out."""
+        """The optimizer steps of ``metrics.jsonl``; empty where there is none yet. A line that is being written is left
+        out, as are evaluations (lines with a ``kind``)."""
         path = self.folder_of(method) / "metrics.jsonl"
         if not path.is_file():
             return []
@@ -50,7 +51,7 @@ class Run:
                 row = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(row, dict):
+            if isinstance(row, dict) and "kind" not in row:
                 rows.append(row)
         return rows
 

@@ -7,18 +7,38 @@ from typing import Annotated
 
 import typer
 
-from dpa.cli.output import Json, emit
+from dpa.cli.output import Json
 
 
 def compare_command(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders, checkpoints that dpa eval has seen, or its --out.", show_default=False),
+    ],
+    form: Annotated[str, typer.Option("--format", help="text, markdown, latex, csv or json.")] = "text",
+    out: Annotated[Path | None, typer.Option(help="File to write instead of stdout.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Column that the others are compared with; default: vanilla, else the first.")
+    ] = None,
+    paper: Annotated[str | None, typer.Option(help="The paper's rows below: qwen2.5-7b/sharegpt4v, ...")] = None,
+    each_seed: Annotated[
+        bool, typer.Option("--each-seed", help="Runs that differ in their seed alone stay columns of their own.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Methods side by side, with intervals and paired differences."""
-    from dpa.analyze.compare import compare_runs
+    """Methods side by side: numbers with intervals, average, wins, paired differences."""
+    from dpa.analyze.compare import compare_runs, paper_rows, render
+    from dpa.store import disk_errors, write_text
 
-    result = compare_runs(runs)
-    emit(result.to_dict()) if as_json else typer.echo(result.text())
+    rows = None if paper is None else paper_rows(paper)
+    result = compare_runs(folders, paper=rows, combine=not each_seed, baseline=baseline)
+    text = render(result, "json" if as_json else form)
+    if out is None:
+        typer.echo(text)
+        return
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, text + "\n")
 
 
 def report_command(run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]) -> None:
@@ -30,5 +50,7 @@ def report_command(run: Annotated[Path, typer.Argument(help="Run folder.", show_
 
 def add_to(app: typer.Typer) -> None:
     """Registers the commands of this module."""
-    app.command("compare", epilog="Example: dpa compare runs/quickstart runs/lab-cal")(compare_command)
+    app.command("compare", epilog="Example: dpa compare runs/quickstart runs/lab-cal --format latex --out table.tex")(
+        compare_command
+    )
     app.command("report", epilog="Example: dpa report runs/quickstart")(report_command)

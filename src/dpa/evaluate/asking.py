@@ -76,7 +76,6 @@ def check_template(processor: Any) -> None:
     Raises:
         ModelError: the processor has no chat template, so nobody knows how the model wants to be asked.
     """
-    # of a LlavaProcessor and its kin the template is the processor's own; plain ones pass the tokenizer's on
     if processor.chat_template is not None or processor.tokenizer.chat_template is not None:
         return
     raise ModelError(
@@ -100,9 +99,9 @@ def render(processor: ProcessorMixin, question: Question, *, with_image: bool = 
     if answer is not None:
         turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     with naming(question, "rendering the chat template"):
-        own = processor.chat_template or processor.tokenizer.chat_template
+        beside: Any = None if processor.chat_template is not None else processor.tokenizer.chat_template
         text: str = processor.apply_chat_template(
-            turns, chat_template=own, add_generation_prompt=answer is None, tokenize=False
+            turns, chat_template=beside, add_generation_prompt=answer is None, tokenize=False
         )
         if question.text.strip() not in text:
             raise TemplateError("the template leaves the question's text out; it must render typed parts (image, text)")

@@ -107,12 +107,14 @@ def run_benchmarks(
     out: Path,
     *,
     progress: Callable[[str], Progress] | None = None,
+    identity: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """All benchmarks of the settings, one after the other.
 
     Args:
         out: folder of predictions (in a run: ``scores.PREDICTIONS`` inside the method's folder).
         progress: name of what begins -> who is told how it goes.
+        identity: digest of the weights; None: computed.
 
     Returns:
         benchmark -> result, for summary.json.
@@ -120,17 +122,17 @@ def run_benchmarks(
     Raises:
         DpaError: see the benchmarks.
     """
-    if not settings.benchmarks:
-        return {}
     results: dict[str, dict[str, Any]] = {}
-    folder, identity = _folder(settings), identity_of(model)
+    if not settings.benchmarks:
+        return results
+    weights = identity_of(model) if identity is None else identity
     for name in settings.benchmarks:
-        row = BENCHMARKS[name]
+        row, folder = BENCHMARKS[name], _folder(settings)
         shown = None if progress is None else progress(name)
-        result = row.evaluate(model, processor, folder, settings, out, progress=shown, identity=identity).to_dict()
+        result = row.evaluate(model, processor, folder, settings, out, progress=shown, identity=weights).to_dict()
         if settings.rank_options:
             shown = None if progress is None else progress(f"{name}, options")
-            ranked = row.rank(model, processor, folder, settings, out, progress=shown, identity=identity)
+            ranked = row.rank(model, processor, folder, settings, out, progress=shown, identity=weights)
             result |= {} if ranked is None else {"ranked": ranked}
         results[name] = result
     return results

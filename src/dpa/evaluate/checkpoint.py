@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from dpa.evaluate.overview import average, overview
 from dpa.evaluate.paper import PaperRow
 from dpa.evaluate.scores import write_results
 from dpa.evaluate.settings import PAPER, SETS, EvaluateSettings, expand_names
-from dpa.evaluate.tables import accuracy_table
+from dpa.evaluate.tables import accuracy_table, percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,15 @@ class CheckpointResult:
         tables = [overview(self.results, self.paper)] if any(name in self.results for name in PAPER) else []
         others = {name: result for name, result in self.results.items() if name not in PAPER}
         tables += [accuracy_table({"model": result}).text(title=name) for name, result in others.items()]
-        return "\n\n".join([*tables, f"predictions: {self.predictions}"])
+        ranked = [_ranked(name, result["ranked"]) for name, result in self.results.items() if "ranked" in result]
+        parts = [*tables, *(["\n".join(ranked)] if ranked else []), f"predictions: {self.predictions}"]
+        return "\n\n".join(parts)
+
+
+def _ranked(name: str, of: Mapping[str, Any]) -> str:
+    """The second figure, said to be one."""
+    low, high = of["accuracy_interval"]
+    return f"{name}, options ranked: {percent(of['accuracy'])} [{percent(low)}, {percent(high)}] by {of['by']}"
 
 
 def evaluate_checkpoint(

@@ -83,7 +83,7 @@ class Devices:
         threads = max(1, torch.get_num_threads() // len(names)) if names[0] == "cpu" else torch.get_num_threads()
         # A server that has done the slow imports, and nothing else, forks the processes; CUDA is not touched in it.
         methods = multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:
             context.set_forkserver_preload(["dpa.evaluate.devices"])
         log.info("evaluation on %d devices: %s", len(names), ", ".join(names))
@@ -207,7 +207,7 @@ def _serve(pipe: Connection, source: str, device: str, threads: int, identifies:
             else:
                 work, job = pipe.recv()
                 result = work(model, processor, job)
-            answer = ("done", result)
+            answer: tuple[str, Any] = ("done", result)
         except EOFError:
             return
         except DpaError as error:

@@ -22,7 +22,7 @@ from dpa.evaluate.ranked import rank_tasks, ranked_result
 from dpa.evaluate.scores import Scored, scores_path, write_scores
 from dpa.evaluate.scoring import BenchmarkScore, ScoringRules, Unit, score
 from dpa.evaluate.settings import EvaluateSettings
-from dpa.evaluate.statistics import group_interval
+from dpa.evaluate.statistics import group_interval, strata_of
 
 MAX_NEW_TOKENS: dict[str, int] = {
     "mmbench": 128,
@@ -216,8 +216,9 @@ def _figures(scored: Sequence[Scored], chances: Mapping[str, float]) -> dict[str
         for kind, items in kinds.items()
     }
     blind = [accuracy for items in kinds.values() if (accuracy := _blind_mean(items)) is not None]
-    weights = [item.weight for item in scored]
-    low, high = group_interval([item.score for item in scored], [item.group for item in scored], weights=weights)
+    weights, groups = [item.weight for item in scored], [item.group for item in scored]
+    strata = strata_of(groups, weights)
+    low, high = group_interval([item.score for item in scored], groups, weights=weights, strata=strata)
     return {
         "accuracy_interval": [low, high],
         "mean_over_kinds": sum(_mean(items, [item.score for item in items]) for items in kinds.values()) / len(kinds),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from dpa.models.legacy import write_mm_projector
 from dpa.models.lora import attach_lora, merge_adapter, save_adapter
 from dpa.models.parts import grow_vocabulary, load_llm, resolve_part
 from dpa.models.vlm import Vlm, build_vlm
+from dpa.pipeline.during import during
 from dpa.pipeline.folder import versions
 from dpa.pipeline.inputs import Inputs, StageInput, settings_of
 from dpa.pipeline.measure import PROBES, watch_pretrain
@@ -208,6 +209,7 @@ def run_stage(run: StageRun) -> tuple[Path, dict[str, Any]]:
         work=run.entry.partial,
         fingerprint=run.entry.key,
         log_dir=run.log_dir,
+        evaluate=_during(run, made),
         on_step=() if hook is None else (hook,),
     )
     proof = ranks.main_alone(lambda: row.prove(run, made))
@@ -224,6 +226,13 @@ def run_stage(run: StageRun) -> tuple[Path, dict[str, Any]]:
         **kept,
     }
     return artefact, manifest
+
+
+def _during(run: StageRun, made: Made) -> Callable[[int], Mapping[str, Any] | None] | None:
+    if run.stage != "finetune":
+        return None
+    autocast = None if run.frozen_dtype == torch.float32 else run.frozen_dtype
+    return during(made.vlm, run.recipe.evaluate, run.ranks, run.entry.partial, autocast)
 
 
 def _keep(run: StageRun, made: Made, result: StageResult, artefact: Path) -> dict[str, Any]:

@@ -61,9 +61,13 @@ class StageJob:
     on_step: tuple[Callable[[Mapping[str, Any]], None], ...] = field(default=())
     """Called on every rank after each optimizer step with its line of metrics (timings are the rank's own)."""
 
+    evaluate: Callable[[int], Mapping[str, Any] | None] | None = None
+    """Called on every rank after each optimizer step with its number. What it returns (the same on every rank) becomes
+    a line of metrics.jsonl of kind ``evaluation``. It leaves weights, flags and random generators as they are."""
+
     @property
     def metrics(self) -> Path:
-        """One line per optimizer step."""
+        """One line per optimizer step, and one per evaluation."""
         return self.work / "metrics.jsonl"
 
     @property

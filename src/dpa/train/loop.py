@@ -27,7 +27,7 @@ from dpa.train.compiled import compiled
 from dpa.train.determinism import controlled, seed_everything, set_random_state
 from dpa.train.diagnose import find_non_finite
 from dpa.train.job import StageJob, StageResult
-from dpa.train.metrics import MetricsFile, StepSums, first_and_last, read_metrics, step_row, totals
+from dpa.train.metrics import EVALUATION, MetricsFile, StepSums, first_and_last, read_metrics, step_row, totals
 from dpa.train.optim import make_optimizer, make_schedule
 from dpa.train.parallel import Parallel, compute_dtype, sharing_of
 from dpa.train.prepare import Prepared, prepare
@@ -141,6 +141,7 @@ class _Stage:
             with closing(micro_batches):  # ends the workers
                 for number in range(restored.step, self.steps):
                     self._report(self._step(number, micro_batches))
+                    self._evaluate(number + 1)
                     if (number + 1) % job.settings.save_steps == 0 or number + 1 == self.steps:
                         save(parallel, self.store, number + 1, self.training, self.metrics)
         except BaseException:
@@ -254,6 +255,16 @@ class _Stage:
         self.parallel.track(figures, row["step"])
         for hook in self.job.on_step:
             hook(row)
+
+    def _evaluate(self, step: int) -> None:
+        """Before the state of this step is saved, so that a continued run has the line once."""
+        figures = None if self.job.evaluate is None else self.job.evaluate(step)
+        if figures is None:
+            return
+        if self.metrics is not None:
+            self.metrics.write({"kind": EVALUATION, "step": step, "stage": self.job.stage, **figures})
+        of = figures["benchmarks"].items()
+        self.parallel.track({f"{name} accuracy": result["accuracy"] for name, result in of}, step)
 
     def _result(self, *, resumed_from: int) -> StageResult:
         rows: list[dict[str, Any]] = []

@@ -1,4 +1,5 @@
-"""metrics.jsonl: one line per optimizer step, none twice and none missing, whenever the process was killed.
+"""metrics.jsonl: one line per optimizer step, none twice and none missing, whenever the process was killed; and one per
+evaluation in between, with a ``kind``.
 
 The file is only ever appended to. A saved state remembers how many bytes there were and their digest; a continued run
 cuts the file there first, a half-written last line included.
@@ -27,6 +28,9 @@ log = get_logger(__name__)
 
 TIMING_FIELDS = ("seconds", "data_wait_share", "tokens_per_second")
 """Fields that differ from run to run; all others of a continued run equal an uninterrupted one's (CPU: bit for bit)."""
+
+EVALUATION = "evaluation"
+"""``kind`` of a line that is no optimizer step: ``step``, ``stage``, ``benchmarks`` (name -> figures), ``seconds``."""
 
 _WEIGHT_SUMS = ("tokens", "weight", "weight_squared", "at_minimum", "at_maximum", "text_only")
 _SUMS = ("loss", "divisor", *_WEIGHT_SUMS, "nll", "image_weight", "image_tokens")
@@ -216,9 +220,9 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl."""
+    """The rows of a metrics.jsonl that are optimizer steps: those without a ``kind``."""
     with open(path, "rb") as file:
-        return [json.loads(line) for line in file]
+        return [row for line in file if "kind" not in (row := json.loads(line))]
 
 
 def first_and_last(rows: Sequence[Mapping[str, Any]], name: str = "loss") -> tuple[float, float]:
