@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils.hub import cached_file
 
 from dpa.errors import ModelError, UserError
@@ -58,14 +58,26 @@ def evaluate_checkpoint(
         DpaError: generation failed.
     """
     check_benchmarks(settings)
-    source = resolve_part(checkpoint)
     folder = Path(checkpoint)
-    is_folder = folder.is_dir()
     if out is None:
         # the name as given: in a run's folder the checkpoint is a link into the store
-        out = folder.with_name(folder.name + ".eval") if is_folder else Path("eval", checkpoint.replace("/", "--"))
+        out = (
+            folder.with_name(folder.name + ".eval") if folder.is_dir() else Path("eval", checkpoint.replace("/", "--"))
+        )
+    model, processor = load_checkpoint(checkpoint)
+    results = run_benchmarks(model, processor, settings, out, progress=progress)
+    return CheckpointResult(checkpoint=checkpoint, predictions=out, results=results)
+
+
+def load_checkpoint(checkpoint: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Model, on the accelerator where there is one, in evaluation mode, and processor.
+
+    Raises:
+        ModelError: it does not load.
+    """
+    source = resolve_part(checkpoint)
     try:
-        if not is_folder:
+        if not Path(checkpoint).is_dir():
             cached_file(source, "config.json")  # one look decides whether the hub has it and can be reached
         # PIL's pixels, with and without torchvision: the ones that training saw
         processor = AutoProcessor.from_pretrained(source, backend="pil")  # type: ignore[no-untyped-call]
@@ -74,8 +86,7 @@ def evaluate_checkpoint(
         raise ModelError(f"{checkpoint} does not load as an image-text-to-text model: {error}") from None
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     model.to(torch.device("cpu") if accelerator is None else accelerator).eval()
-    results = run_benchmarks(model, processor, settings, out, progress=progress)
-    return CheckpointResult(checkpoint=checkpoint, predictions=out, results=results)
+    return model, processor
 
 
 def settings_of(*, benchmarks: Sequence[str], data: Path, limit: int | None, batch_size: int) -> EvaluateSettings:
