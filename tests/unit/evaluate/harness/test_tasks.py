@@ -76,7 +76,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     write_table(tmp_path / "naturalbench" / "test.parquet", rows("naturalbench", 8), image="Image")
     with pytest.raises(DataError, match="exactly 7600 rows, these files have 8"):
         ask("naturalbench")
-    with pytest.raises(UserError, match="all of its 7600 rows or none; leave --limit away"):
+    with pytest.raises(UserError, match="all of its 7600 rows or none: no --limit"):
         ask("naturalbench", limit=8)
     with pytest.raises(UserError, match=r"pope has no YAML .* with --data there are mmbench, ai2d"):
         ask("pope")
