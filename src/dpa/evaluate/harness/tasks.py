@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import yaml
 
+from dpa.data.tables import TableKind, columns_of, table_rows
 from dpa.errors import DataError, UserError
+from dpa.evaluate.data.files import LAYOUTS, Table
 from dpa.evaluate.harness.door import TaskRequest
 
 
@@ -21,8 +22,6 @@ class LmmsTask:
     task: str
     yaml: str
     """Of that task, below lmms-eval's folder of tasks."""
-    files: tuple[str, ...]
-    """Patterns below ``DATA/BENCHMARK``, as the Hugging Face repositories are laid out; the first that finds files."""
     columns: tuple[str, ...]
     """Read by lmms-eval's prompt and scorer; other formats of the same benchmark lack some of them."""
     rows: int | None = None
@@ -34,43 +33,36 @@ LMMS_TASKS: Mapping[str, LmmsTask] = {
     "mmbench": LmmsTask(
         task="mmbench_en_dev_static",
         yaml="mmbench/mmbench_en_dev_static.yaml",
-        files=("en/dev*.parquet", "**/dev*.parquet", "*.parquet"),
         columns=("index", "question", "hint", "answer", "category", "L2-category", "source", "split", "image"),
     ),
     "ai2d": LmmsTask(
         task="ai2d",
         yaml="ai2d/ai2d.yaml",
-        files=("**/test*.parquet", "*.parquet"),
         columns=("question", "options", "answer", "image"),
     ),
     "docvqa": LmmsTask(
         task="docvqa_val",
         yaml="docvqa/docvqa_val.yaml",
-        files=("DocVQA/validation*.parquet", "**/validation*.parquet", "*.parquet"),
         columns=("question", "answers", "image"),
     ),
     "ocrbench": LmmsTask(
         task="ocrbench",
         yaml="ocrbench/ocrbench.yaml",
-        files=("**/test*.parquet", "*.parquet"),
         columns=("question", "answer", "dataset", "question_type", "image"),
     ),
     "cvbench": LmmsTask(
         task="cv_bench",
         yaml="cv_bench/cv_bench.yaml",
-        files=("**/test*.parquet", "*.parquet"),
         columns=("idx", "type", "task", "source", "prompt", "choices", "answer", "image"),
     ),
     "mmvp": LmmsTask(
         task="mmvp",
         yaml="mmvp/mmvp.yaml",
-        files=("**/train*.parquet", "*.parquet"),
         columns=("Index", "Question", "Options", "Correct Answer", "image"),
     ),
     "naturalbench": LmmsTask(
         task="naturalbench",
         yaml="naturalbench/naturalbench.yaml",
-        files=("**/test*.parquet", "*.parquet"),
         columns=("Index", "Image", "Question", "Answer", "Question_Type"),
         rows=7600,
     ),
@@ -117,7 +109,7 @@ def task_requests(
             )
         else:
             folder = out / name
-            _write_override(name, known, data / name, folder, tasks_folder)
+            _write_override(name, known, data, folder, tasks_folder)
             requests.append(TaskRequest(benchmark=name, task=known.task, folder=str(folder.absolute())))
     return tuple(requests)
 
@@ -127,11 +119,11 @@ def _own_task(folder: Path) -> Path | None:
 
 
 def _write_override(name: str, known: LmmsTask, data: Path, folder: Path, tasks_folder: Path) -> None:
-    files = _files(name, known, data)
+    kind, files = _files(name, known, data)
     override: dict[str, Any] = {
         "include": str(tasks_folder / known.yaml),
         "task": known.task,
-        "dataset_path": "parquet",
+        "dataset_path": kind,
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {"test": [str(file.absolute()) for file in files]}},
         "test_split": "test",
@@ -141,26 +133,37 @@ def _write_override(name: str, known: LmmsTask, data: Path, folder: Path, tasks_
     (folder / f"{known.task}.yaml").write_text(yaml.safe_dump(override, sort_keys=False), encoding="utf-8")
 
 
-def _files(name: str, known: LmmsTask, data: Path) -> list[Path]:
-    files = next((found for pattern in known.files if (found := sorted(data.glob(pattern)))), None)
-    if files is None:
-        raise UserError(
-            f"{name}: lmms-eval reads the Hugging Face parquet files, and {data} has none (looked for "
-            f"{', '.join(known.files)}); for other formats (TSV, csv and pictures) take --harness dpa"
+def _files(name: str, known: LmmsTask, data: Path) -> tuple[TableKind, list[Path]]:
+    """The hub's tables where ``dpa eval`` itself would look for them."""
+    layouts = [layout for layout in LAYOUTS[name] if isinstance(layout, Table)]
+    places = list(dict.fromkeys(data / folder for layout in layouts for folder in layout.folders))
+    seen: list[str] = []
+    for layout in layouts:
+        for place in (data / folder for folder in layout.folders):
+            for pattern in layout.patterns:
+                files = sorted(path for path in place.glob(pattern) if path.is_file())
+                if not files:
+                    continue
+                kind: TableKind = "arrow" if files[0].suffix == ".arrow" else "parquet"
+                missing = [column for column in known.columns if column not in columns_of(kind, files[0])]
+                if not missing:
+                    _check_rows(known, kind, files)
+                    return kind, files
+                seen.append(f"{files[0]} lacks {', '.join(missing)}")
+                break
+    if seen:
+        raise DataError(f"{name}: lmms-eval's {known.task} reads other columns: {'; '.join(seen)}")
+    raise UserError(
+        f"{name}: lmms-eval reads the hub's parquet files ({layouts[0].hub}), and there are none in "
+        f"{' or '.join(map(str, places))}; for other formats (TSV, csv and pictures) take --harness dpa"
+    )
+
+
+def _check_rows(known: LmmsTask, kind: TableKind, files: Sequence[Path]) -> None:
+    if known.rows is None:
+        return
+    rows = sum(1 for file in files for _ in table_rows(kind, file, known.columns[:1]))
+    if rows != known.rows:
+        raise DataError(
+            f"{files[0].parent}: lmms-eval's {known.task} scores exactly {known.rows} rows, there are {rows}"
         )
-    rows = 0
-    for file in files:
-        try:
-            table = pq.ParquetFile(file)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file} is no parquet file ({error}); download it again") from None
-        missing = [column for column in known.columns if column not in table.schema_arrow.names]
-        if missing:
-            raise DataError(
-                f"{file}: lmms-eval's {known.task} reads the columns {', '.join(missing)}, the file has "
-                f"{', '.join(table.schema_arrow.names)}"
-            )
-        rows += table.metadata.num_rows
-    if known.rows is not None and rows != known.rows:
-        raise DataError(f"{data}: lmms-eval's {known.task} scores exactly {known.rows} rows, these files have {rows}")
-    return files
