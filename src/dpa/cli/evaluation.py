@@ -14,11 +14,17 @@ from dpa.log import quiet_libraries
 
 def eval_command(
     checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.", show_default=False)],
-    data: Annotated[Path | None, typer.Option(help="Folder of the benchmark's files.", show_default=False)] = None,
-    benchmarks: Annotated[str, typer.Option(help="Comma-separated names.")] = "lab",
+    data: Annotated[Path | None, typer.Option(help="Folder of the benchmarks' files.", show_default=False)] = None,
+    benchmarks: Annotated[str, typer.Option(help="Comma-separated names; paper: its seven; all: and the lab.")] = "lab",
     out: Annotated[Path | None, typer.Option(help="Folder for predictions; default: beside the checkpoint.")] = None,
-    limit: Annotated[int | None, typer.Option(help="First so many questions.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many questions each; a partial result.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions per forward.")] = 64,
+    profile: Annotated[str, typer.Option(help="Rules of scoring: paper or strict.")] = "paper",
+    vlmevalkit: Annotated[
+        str, typer.Option(help="Letter rules of the paper's profile: 2025-05 or 2026-08.")
+    ] = "2025-05",
+    blind: Annotated[bool | None, typer.Option(help="Also ask without the image; default: the lab only.")] = None,
+    paper: Annotated[str | None, typer.Option(help="The paper's row beside ours: qwen2.5-7b/sharegpt4v, ...")] = None,
     harness: Annotated[
         Literal["dpa", "lmms-eval"],
         typer.Option(
@@ -37,12 +43,22 @@ def eval_command(
         emit(outside.to_dict()) if as_json else typer.echo(outside.text())
         return
     from dpa.evaluate.checkpoint import evaluate_checkpoint, settings_of
+    from dpa.evaluate.paper import paper_row
 
     if data is None:
         raise UserError("--data is missing: the folder of the benchmarks' files")
     quiet_libraries()
-    settings = settings_of(benchmarks=tuple(benchmarks.split(",")), data=data, limit=limit, batch_size=batch_size)
-    result = evaluate_checkpoint(checkpoint, settings=settings, out=out)
+    settings = settings_of(
+        benchmarks=tuple(benchmarks.split(",")),
+        data=data,
+        limit=limit,
+        batch_size=batch_size,
+        profile=profile,
+        vlmevalkit=vlmevalkit,
+        blind=blind,
+    )
+    row = None if paper is None else paper_row(paper)
+    result = evaluate_checkpoint(checkpoint, settings=settings, out=out, paper=row)
     emit(result.to_dict()) if as_json else typer.echo(result.text())
 
 

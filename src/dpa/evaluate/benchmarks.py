@@ -8,6 +8,7 @@ Whatever a benchmark reports, its dictionary has the keys of ``LabResult.to_dict
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 from dpa.errors import UserError
 from dpa.evaluate.generate import Progress
 from dpa.evaluate.lab import evaluate_lab, read_questions
-from dpa.evaluate.settings import EvaluateSettings
+from dpa.evaluate.native import check_native, evaluate_native
+from dpa.evaluate.settings import PAPER, EvaluateSettings
+from dpa.models.digest import digest_of_model
 
 
 class Result(Protocol):
@@ -38,6 +41,7 @@ class Evaluate(Protocol):
         out: Path,
         *,
         progress: Progress | None = None,
+        identity: str | None = None,
     ) -> Result: ...
 
 
@@ -55,7 +59,14 @@ class Benchmark:
     evaluate: Evaluate
 
 
-BENCHMARKS: dict[str, Benchmark] = {"lab": Benchmark(check=read_questions, evaluate=evaluate_lab)}
+def _native(name: str) -> Benchmark:
+    return Benchmark(check=partial(check_native, name), evaluate=partial(evaluate_native, name))
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    **{name: _native(name) for name in PAPER},
+    "lab": Benchmark(check=read_questions, evaluate=evaluate_lab),
+}
 
 
 def check_benchmarks(settings: EvaluateSettings) -> None:
@@ -87,8 +98,13 @@ def run_benchmarks(
     Raises:
         DpaError: see the benchmarks.
     """
+    if not settings.benchmarks:
+        return {}
+    folder, identity = _folder(settings), digest_of_model(model.state_dict())
     return {
-        name: BENCHMARKS[name].evaluate(model, processor, _folder(settings), settings, out, progress=progress).to_dict()
+        name: BENCHMARKS[name]
+        .evaluate(model, processor, folder, settings, out, progress=progress, identity=identity)
+        .to_dict()
         for name in settings.benchmarks
     }
 

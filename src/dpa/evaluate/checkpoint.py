@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from transformers.utils.hub import cached_file
 from dpa.errors import ModelError, UserError
 from dpa.evaluate.benchmarks import BENCHMARKS, check_benchmarks, run_benchmarks
 from dpa.evaluate.generate import Progress
-from dpa.evaluate.settings import EvaluateSettings
+from dpa.evaluate.overview import average, overview
+from dpa.evaluate.paper import PaperRow
+from dpa.evaluate.settings import PAPER, SETS, EvaluateSettings, expand_names
 from dpa.evaluate.tables import accuracy_table
 from dpa.models.parts import resolve_part
 
@@ -28,14 +30,24 @@ class CheckpointResult:
     predictions: Path
     results: dict[str, dict[str, Any]]
     """Benchmark -> result."""
+    paper: PaperRow | None = None
+    """Of the paper, to stand beside the results."""
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
-        return {"checkpoint": self.checkpoint, "predictions": str(self.predictions), "benchmarks": self.results}
+        return {
+            "checkpoint": self.checkpoint,
+            "predictions": str(self.predictions),
+            "benchmarks": self.results,
+            "average": average(self.results),
+            "paper": None if self.paper is None else asdict(self.paper),
+        }
 
     def text(self) -> str:
         """For people."""
-        tables = [accuracy_table({"model": result}).text(title=name) for name, result in self.results.items()]
+        tables = [overview(self.results, self.paper)] if any(name in self.results for name in PAPER) else []
+        others = {name: result for name, result in self.results.items() if name not in PAPER}
+        tables += [accuracy_table({"model": result}).text(title=name) for name, result in others.items()]
         return "\n\n".join([*tables, f"predictions: {self.predictions}"])
 
 
@@ -45,6 +57,7 @@ def evaluate_checkpoint(
     settings: EvaluateSettings,
     out: Path | None = None,
     progress: Progress | None = None,
+    paper: PaperRow | None = None,
 ) -> CheckpointResult:
     """Loads a checkpoint with stock transformers, in the precision that it is stored in, and evaluates it.
 
@@ -52,6 +65,7 @@ def evaluate_checkpoint(
         checkpoint: folder or hub id.
         settings: a recipe's, or :func:`settings_of`.
         out: folder of predictions; None: ``CHECKPOINT.eval`` beside the folder, ``eval/ID`` for a hub id.
+        paper: a row of the paper (:func:`dpa.evaluate.paper.paper_row`) to show beside the average.
 
     Raises:
         UserError: wrong files, or a checkpoint that does not load.
@@ -64,12 +78,12 @@ def evaluate_checkpoint(
         out = (
             folder.with_name(folder.name + ".eval") if folder.is_dir() else Path("eval", checkpoint.replace("/", "--"))
         )
-    model, processor = load_checkpoint(checkpoint)
+    model, processor = load_for_evaluation(checkpoint)
     results = run_benchmarks(model, processor, settings, out, progress=progress)
-    return CheckpointResult(checkpoint=checkpoint, predictions=out, results=results)
+    return CheckpointResult(checkpoint=checkpoint, predictions=out, results=results, paper=paper)
 
 
-def load_checkpoint(checkpoint: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+def load_for_evaluation(checkpoint: str) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Model, on the accelerator where there is one, in evaluation mode, and processor.
 
     Raises:
@@ -89,19 +103,23 @@ def load_checkpoint(checkpoint: str) -> tuple[PreTrainedModel, ProcessorMixin]:
     return model, processor
 
 
-def settings_of(*, benchmarks: Sequence[str], data: Path, limit: int | None, batch_size: int) -> EvaluateSettings:
+def settings_of(*, benchmarks: Sequence[str], data: Path, **others: Any) -> EvaluateSettings:
     """Settings from the command line.
+
+    Args:
+        benchmarks: names, also those of sets (``paper``, ``all``).
+        data: folder of the benchmarks' files.
+        others: further fields of :class:`EvaluateSettings`.
 
     Raises:
         UserError: an unknown benchmark, or a number out of range.
     """
-    unknown = [name for name in benchmarks if name not in BENCHMARKS]
+    unknown = [name for name in expand_names(benchmarks) if name not in BENCHMARKS]
     if unknown or not benchmarks:
-        raise UserError(f"no benchmark {', '.join(unknown) or 'is named'}; known: {', '.join(BENCHMARKS)}")
+        known = ", ".join([*SETS, *BENCHMARKS])
+        raise UserError(f"no benchmark {', '.join(unknown) or 'is named'}; known: {known}")
     try:
-        return EvaluateSettings.model_validate(
-            {"benchmarks": tuple(benchmarks), "data": data, "limit": limit, "batch_size": batch_size}
-        )
+        return EvaluateSettings.model_validate({"benchmarks": tuple(benchmarks), "data": data, **others})
     except ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise UserError(f"evaluation: {told}") from None

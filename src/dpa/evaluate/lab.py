@@ -17,13 +17,15 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from dpa.data.images import safe_join
 from dpa.errors import DataError
-from dpa.evaluate.generate import Prediction, Progress, Question, generate_answers
+from dpa.evaluate.generate import Prediction, Progress, Question
+from dpa.evaluate.passes import ask
 from dpa.evaluate.scores import Scored, scores_path, write_scores
 from dpa.evaluate.settings import EvaluateSettings
 from dpa.evaluate.statistics import group_interval
-from dpa.models.digest import digest_of_model
 
 QUESTIONS = "questions.jsonl"
+MAX_NEW_TOKENS = 16
+"""Answers are a few words."""
 _STRIPPED = string.punctuation + string.whitespace
 
 
@@ -106,12 +108,14 @@ def read_questions(folder: Path, *, limit: int | None = None) -> list[LabQuestio
     """The questions of a folder that ``dpa lab make`` wrote.
 
     Args:
-        folder: with ``questions.jsonl`` and the pictures that it names.
+        folder: with ``questions.jsonl`` and the pictures that it names, or with such a folder as ``lab/``.
         limit: first so many.
 
     Raises:
         DataError: a file, field or picture is missing or wrong; names file and line.
     """
+    if not (folder / QUESTIONS).exists() and (folder / "lab" / QUESTIONS).exists():
+        folder = folder / "lab"  # beside other benchmarks' files
     path = folder / QUESTIONS
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -161,43 +165,37 @@ def evaluate_lab(
     out: Path,
     *,
     progress: Progress | None = None,
+    identity: str | None = None,
 ) -> LabResult:
-    """Asks all questions (twice with ``settings.blind``), scores them, writes predictions and scores.
+    """Asks all questions (twice unless ``settings.blind`` is False), scores them, writes predictions and scores.
 
     Args:
         folder: see :func:`read_questions`.
         out: folder of predictions; gets ``lab.jsonl``, ``lab.blind.jsonl``, ``lab.scores.jsonl``. A killed
             evaluation continues from them.
         progress: called with (answers, all answers), the blind ones included.
+        identity: digest of the weights; None: computed.
 
     Raises:
         DataError: see :func:`read_questions`.
         DpaError: see :func:`dpa.evaluate.generate.generate_answers`.
     """
     questions = read_questions(folder, limit=settings.limit)
-    asked = [Question(id=item.id, text=item.question, images=(item.image,), where=item.where) for item in questions]
-    identity = digest_of_model(model.state_dict())
-    passes = {True: "lab.jsonl", False: "lab.blind.jsonl"} if settings.blind else {True: "lab.jsonl"}
-    answers: dict[bool, list[Prediction]] = {}
-    for number, (with_image, name) in enumerate(passes.items()):
-        answers[with_image] = generate_answers(
-            model,
-            processor,
-            asked,
-            batch_size=settings.batch_size,
-            max_new_tokens=settings.max_new_tokens,
-            with_image=with_image,
-            out=out / name,
-            progress=_part(progress, number * len(asked), len(passes) * len(asked)),
-            identity=identity,
-        )
-    scores = score_lab(questions, answers[True], answers.get(False))
+    answers, blind = ask(
+        model,
+        processor,
+        [Question(id=item.id, text=item.question, images=(item.image,), where=item.where) for item in questions],
+        "lab",
+        out,
+        batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens or MAX_NEW_TOKENS,
+        blind=settings.blind is not False,
+        progress=progress,
+        identity=identity,
+    )
+    scores = score_lab(questions, answers, blind)
     write_scores(scores_path(out, "lab"), scores)
-    return summarise(questions, answers[True], scores)
-
-
-def _part(progress: Progress | None, before: int, total: int) -> Progress | None:
-    return None if progress is None else lambda done, _: progress(before + done, total)
+    return summarise(questions, answers, scores)
 
 
 def score_lab(

@@ -34,6 +34,8 @@ class Scored:
     blind_prediction: str | None = None
     """Without the image; None where it was not asked."""
     blind_score: float | None = None
+    weight: float = 1.0
+    """In the benchmark's number, the weighted mean of the scores (CV-Bench: its sources count alike)."""
 
 
 def scores_path(predictions: Path, benchmark: str) -> Path:

@@ -1,25 +1,51 @@
-"""Settings of the evaluation that a run ends with."""
+"""Settings of an evaluation: the one that a run ends with, and ``dpa eval``'s."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from dpa.settings import Strict
+
+BenchmarkName = Literal["mmbench", "ai2d", "docvqa", "ocrbench", "cvbench", "mmvp", "naturalbench", "lab"]
+PAPER: tuple[BenchmarkName, ...] = ("mmbench", "ai2d", "docvqa", "ocrbench", "cvbench", "mmvp", "naturalbench")
+"""The paper's seven, in its order."""
+SETS: dict[str, tuple[BenchmarkName, ...]] = {"paper": PAPER, "all": (*PAPER, "lab")}
+"""Names for several at once."""
+
+
+def expand_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of sets become their benchmarks; each benchmark once, in order of first mention."""
+    return tuple(dict.fromkeys(one for name in names for one in SETS.get(name, (name,))))
 
 
 class EvaluateSettings(Strict):
     """Which benchmarks, on which files."""
 
-    benchmarks: tuple[Literal["lab"], ...] = ()
-    """Empty: the run ends with the checkpoint."""
+    benchmarks: tuple[BenchmarkName, ...] = ()
+    """Names, also ``paper`` (its seven) and ``all`` (those and the lab). Empty: the run ends with the checkpoint."""
     data: Path | None = None
-    """Folder of the benchmarks' files; for ``lab`` the folder that ``dpa lab make`` wrote (``questions.jsonl``)."""
+    """Folder of the benchmarks' files (docs/evaluation.md, "Data"); for ``lab`` the folder that ``dpa lab make`` wrote
+    (``questions.jsonl``), or one that has it as ``lab/``."""
     batch_size: int = Field(default=64, ge=1)
-    max_new_tokens: int = Field(default=16, ge=1)
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """None: each benchmark's own (``native.MAX_NEW_TOKENS``)."""
     limit: int | None = Field(default=None, ge=1)
-    """First so many questions; None: all."""
-    blind: bool = True
-    """Also ask without the image: the accuracy that the question alone gives away."""
+    """At most so many questions of each benchmark, for a result marked partial. None: all, and none may be missing."""
+    blind: bool | None = None
+    """Also ask without the image: the accuracy that the question alone gives away. None: the lab only, since it doubles
+    the time."""
+    profile: Literal["paper", "strict"] = "paper"
+    """Rules of scoring: those of the paper's toolkits, or strict ones (docs/evaluation.md, "Scores")."""
+    vlmevalkit: Literal["2025-05", "2026-08"] = "2025-05"
+    """Whose letter rules ``paper`` follows: VLMEvalKit's of the paper's time, or after it tightened them."""
+
+    @field_validator("benchmarks", mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+            return expand_names(value)
+        return value

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dpa.evaluate.overview import overview
+from dpa.evaluate.settings import PAPER
 from dpa.evaluate.tables import accuracy_table
 
 _FILES = (("log", "metrics.jsonl"), ("report", "report.html"), ("summary", "summary.json"))
@@ -24,6 +26,9 @@ def result_text(folder: Path, summary: dict[str, Any]) -> str:
     evaluated = {name: of["evaluation"]["lab"] for name, of in methods.items() if "lab" in of["evaluation"]}
     if evaluated:
         parts.append(accuracy_table(evaluated).text(title="Held-out questions, with and without (blind) the image"))
+    for name, of in methods.items():
+        if any(benchmark in PAPER for benchmark in of["evaluation"]):
+            parts.append(f"{name}: {overview(of['evaluation'])}")
     parts += _samples(folder)
     parts.append(_places(folder, methods))
     return "\n\n".join(parts)

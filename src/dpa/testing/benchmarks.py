@@ -304,9 +304,9 @@ def write_hub(
             for row in ocrbench
         ]
     )
-    with pa.OSFile(str(folder / "ocrbench" / "test" / "data-00000-of-00001.arrow"), "wb") as sink:
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table, max_chunksize=5)
+    path = str(folder / "ocrbench" / "test" / "data-00000-of-00001.arrow")
+    with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=5)
     (folder / "naturalbench" / "data").mkdir(parents=True, exist_ok=True)
     groups = pa.Table.from_pylist([_group(naturalbench[start : start + 4]) for start in range(0, len(naturalbench), 4)])
     pq.write_table(groups, folder / "naturalbench" / "data" / "train-00000-of-00001.parquet")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.unit.evaluate import scoring_stub
+
+if importlib.util.find_spec("dpa.evaluate.scoring") is None:
+    sys.modules["dpa.evaluate.scoring"] = scoring_stub
+
 from dpa.models.settings import ModelSettings
 from dpa.models.vlm import Vlm, build_vlm
+from dpa.testing.benchmarks import write_benchmarks
 from dpa.testing.parts import SIDE, TinyFamily, write_tiny_llm, write_tiny_tower
 
 WORDS = ("red", "blue", "top left", "two", "yes", "no", "what", "colour", "is the", "circle", "square", "there")
@@ -52,6 +60,12 @@ def write_pictures(folder: Path, count: int) -> list[Path]:
 def vlm(tmp_path_factory: pytest.TempPathFactory) -> Vlm:
     """Do not change it."""
     return tiny_vlm(tmp_path_factory.mktemp("parts"), "lab")
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The benchmarks in miniature. Do not change it; copy what a test changes."""
+    return write_benchmarks(tmp_path_factory.mktemp("benchmarks"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from dpa.errors import DataError, ModelError, UserError
 from dpa.evaluate.checkpoint import evaluate_checkpoint, settings_of
 from dpa.evaluate.lab import evaluate_lab
-from dpa.evaluate.settings import EvaluateSettings
+from dpa.evaluate.settings import PAPER, EvaluateSettings
 from dpa.models.checkpoint_io import save_checkpoint
 from dpa.models.vlm import Vlm
 from dpa.testing.parts import TinyFamily
@@ -51,7 +51,10 @@ def test_files_are_checked_before_the_model_is_loaded(vlm: Vlm, tmp_path: Path) 
 def test_settings_from_the_command_line(tmp_path: Path) -> None:
     found = settings_of(benchmarks=["lab"], data=tmp_path, limit=None, batch_size=8)
     assert (found.benchmarks, found.data, found.batch_size) == (("lab",), tmp_path, 8)
-    with pytest.raises(UserError, match="no benchmark lob; known: lab"):
+    with pytest.raises(UserError, match="no benchmark lob; known: paper, all, mmbench, ai2d"):
         settings_of(benchmarks=["lob"], data=tmp_path, limit=None, batch_size=8)
+    assert settings_of(benchmarks=["lab", "all"], data=tmp_path).benchmarks == ("lab", *PAPER)
+    with pytest.raises(UserError, match=r"profile: .*'paper' or 'strict'"):
+        settings_of(benchmarks=["paper"], data=tmp_path, profile="loose")
     with pytest.raises(UserError, match=r"limit: .*greater than or equal to 1"):
         settings_of(benchmarks=["lab"], data=tmp_path, limit=0, batch_size=8)

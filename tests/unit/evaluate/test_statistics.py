@@ -52,3 +52,14 @@ def test_one_seed_one_interval() -> None:
 def test_refuses_what_does_not_fit(scores: list[float], groups: list[str]) -> None:
     with pytest.raises(ValueError, match=f"{len(scores)} scores, {len(groups)} groups"):
         group_interval(scores, groups)
+
+
+def test_weights_of_the_scores() -> None:
+    scores, groups = [1.0, 0.0, 1.0, 0.5], ["a", "a", "b", "c"]
+    assert group_interval(scores, groups, weights=[1.0] * 4) == group_interval(scores, groups)
+    assert group_interval(scores, groups, weights=[3.0] * 4) == pytest.approx(group_interval(scores, groups))
+    low, high = group_interval([1.0, 0.0] * 50, [str(n) for n in range(100)], weights=[3.0, 1.0] * 50)
+    assert low < 0.75 < high
+    assert low > 0.6
+    with pytest.raises(ValueError, match="need as many"):
+        group_interval([1.0, 0.0], ["a", "b"], weights=[1.0])

@@ -59,12 +59,12 @@ def _run(request: Request, emit: Emit) -> None:
         raise UserError(
             f"lmms-eval does not import ({type(error).__name__}: {error}){hint if 'torchvision' in str(error) else ''}"
         ) from error
-    from dpa.evaluate.checkpoint import load_checkpoint
+    from dpa.evaluate.checkpoint import load_for_evaluation
     from dpa.evaluate.harness.model import DpaModel
     from dpa.models.digest import digest_of_model
 
     managers = _managers(request.tasks, TaskManager)
-    model, processor = load_checkpoint(request.checkpoint)
+    model, processor = load_for_evaluation(request.checkpoint)
     out = Path(request.out)
 
     def progress(done: int, total: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dpa.errors import UserError
-from dpa.evaluate.checkpoint import load_checkpoint
+from dpa.evaluate.checkpoint import load_for_evaluation
 from dpa.evaluate.generate import Question, generate_answers
 from dpa.evaluate.harness.run import evaluate_with_lmms_eval
 from tests.unit.evaluate.harness.conftest import picture, write_table
@@ -42,7 +42,7 @@ def expected(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         path = folder / f"{number}.png"
         Image.open(io.BytesIO(picture(number)["bytes"])).save(path)
         questions.append(Question(id=f"thing {number}", text=f"What is it? thing {number}", images=(path,)))
-    model, processor = load_checkpoint(str(checkpoint))
+    model, processor = load_for_evaluation(str(checkpoint))
     answers = generate_answers(model, processor, questions, batch_size=3, max_new_tokens=6)
     assert len({answer.prediction for answer in answers}) > 2, "else a mix-up of the rows would not be seen"
     return {answer.id: answer.prediction for answer in answers}
