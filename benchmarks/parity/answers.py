@@ -1,4 +1,4 @@
-"""Score records with made-up answers: letters in many spellings, sentences, option texts, near-misses, nothing at all."""
+"""Score records with made-up answers: letters in many spellings, sentences, option texts, near-misses, nothing."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ _WORDS = ("red", "blue", "green", "a cat", "the left door", "an apple", "two", "
 _LETTERS = "ABCDE"
 
 _SPELLINGS = (
-    "{L}", "{l}", "{L}.", "{l}.", "({L})", "({l})", "{L})", "{L}:", " {L} ", "{L},", "[{L}]", "**{L}**", "{L}。", "\n{L}\n",
-    "{L}. {t}", "({L}) {t}", "{L} {t}", "{L}: {t}", "{l}) {t}", "{L}\n{t}",
-    "The answer is {L}", "The answer is {L}.", "The answer is ({L}).", "the answer is: {l}", "Answer: {L}", "answer: ({l})",
-    "ANSWER IS {L}", "Option {L}", "The correct option is {L}, because it shows {t}.", "I choose {L}", "{L} is correct",
+    "{L}", "{l}", "{L}.", "{l}.", "({L})", "({l})", "{L})", "{L}:", " {L} ", "{L},", "[{L}]", "**{L}**", "{L}。",
+    "\n{L}\n", "{L}. {t}", "({L}) {t}", "{L} {t}", "{L}: {t}", "{l}) {t}", "{L}\n{t}",
+    "The answer is {L}", "The answer is {L}.", "The answer is ({L}).", "the answer is: {l}", "Answer: {L}",
+    "answer: ({l})", "ANSWER IS {L}", "Option {L}", "The correct option is {L}, because it shows {t}.", "I choose {L}", "{L} is correct",
     "{L} and {M}", "{L} or {M}", "Not {M}, but {L}.", "({M}) is wrong; the answer is ({L})", "Between {M} and {L}: {L}",
     "The answer is {L}. The answer is {M}", "A person can see that it is {L}", "I see a {t}, so {L}",
     "{t}", "{T}", "{t}.", "It is {t}.", "It is {t}, not {u}", "It is {u}", "the answer is {t}", "{t} {t}",
-    "", " ", "\n", "I do not know.", "None of the above", "E", "F", "Z", "?", "42", "As an AI model I cannot see images.",
-    "答案是{L}", "答案：{L}", "Ответ: {L}", "\u0410", "\uff21", "\u00c0", "{L}\u200b", "\u201c{L}\u201d", "«{L}»", "{L}!", "#{L}",
-    "A picture of {t}", "Answer", "Because", "Cats are nice", "Dunno", "banana", "b-side", "A-frame",
+    "", " ", "\n", "I do not know.", "None of the above", "E", "F", "Z", "?", "42",
+    "As an AI model I cannot see images.", "答案是{L}", "答案：{L}", "Ответ: {L}", "\u0410", "\uff21", "\u00c0", "{L}\u200b",
+    "\u201c{L}\u201d", "«{L}»", "{L}!", "#{L}", "A picture of {t}", "Answer", "Because", "Cats are nice", "Dunno", "banana", "b-side", "A-frame",
 )  # fmt: skip
 """L the chosen letter, M another one; t, T the chosen option's text, u another option's."""
 
 _YES_NO = (
-    "{Y}", "{y}", "{Y}.", "{y}, it is.", "{Y}!", "{Y}, {N}", "{Y} and {N}", "The answer is {y}.", "Answer: {Y}", "({Y})",
-    "**{Y}**", "I think {y}", "{Y}\n{N}", "{N}... wait, {y}", "{Y}es", "No, yes", "nope", "Yesterday", "yeah", "Nothing",
-    "There is no cat. {Y}", "not {y}", "No.1 is {y}", "", " ", "A", "B", "maybe", "是", "\uff39es", "YES", "NO", "Yes/No",
+    "{Y}", "{y}", "{Y}.", "{y}, it is.", "{Y}!", "{Y}, {N}", "{Y} and {N}", "The answer is {y}.", "Answer: {Y}",
+    "({Y})", "**{Y}**", "I think {y}", "{Y}\n{N}", "{N}... wait, {y}", "{Y}es", "No, yes", "nope", "Yesterday", "yeah",
+    "Nothing", "There is no cat. {Y}", "not {y}", "No.1 is {y}", "", " ", "A", "B", "maybe", "是", "\uff39es", "YES",
+    "NO", "Yes/No",
 )  # fmt: skip
 
 
@@ -73,7 +74,12 @@ def cvbench(rng: random.Random, count: int) -> Iterator[Record]:
     for number in range(count):
         source = ("ADE20K", "COCO", "Omni3D")[number % 3]
         choices = _choices(rng, 2 if source == "Omni3D" else 4)
-        record: Record = {"id": str(number), "choices": choices, "source": source, "answer": f"({rng.choice(list(choices))})"}
+        record: Record = {
+            "id": str(number),
+            "choices": choices,
+            "source": source,
+            "answer": f"({rng.choice(list(choices))})",
+        }
         record |= {"type": "3D" if source == "Omni3D" else "2D", "task": "drawn"}
         yield record | {"prediction": _lettered(record, rng, number // 3)}
 
@@ -94,7 +100,11 @@ def naturalbench(rng: random.Random, count: int) -> Iterator[Record]:
             said = right if rng.random() < 0.6 else not right
             words = {"Y": "Yes", "y": "yes", "N": "No"} if said else {"Y": "No", "y": "no", "N": "Yes"}
             form = _YES_NO[rng.randrange(len(_YES_NO))]
-            record |= {"question_type": "yes_no", "answer": "Yes" if right else "No", "prediction": form.format(**words)}
+            record |= {
+                "question_type": "yes_no",
+                "answer": "Yes" if right else "No",
+                "prediction": form.format(**words),
+            }
         else:
             choices = _choices(rng, 2)
             record |= {"question_type": "multiple_choice", "answer": "A" if right else "B", "choices": choices}
@@ -117,8 +127,9 @@ def _edited(text: str, edits: int, rng: random.Random) -> str:
 
 
 _TEXTS = (
-    "4,500", "May 3, 1999", "John  Smith", "ITC Limited", "$1,234.56", "No", "Yes", "q", "naïve café", "Übermaß 12", "日本語",
-    "the quick brown fox", "10-12-2020", "A. B. Cee", "ABCDEFGH", "0.5", "line one\nline two", "University of California",
+    "4,500", "May 3, 1999", "John  Smith", "ITC Limited", "$1,234.56", "No", "Yes", "q", "naïve café", "Übermaß 12",
+    "日本語", "the quick brown fox", "10-12-2020", "A. B. Cee", "ABCDEFGH", "0.5", "line one\nline two",
+    "University of California",
 )  # fmt: skip
 
 
@@ -151,7 +162,19 @@ _OCR_KINDS = (
     "Digit String Recognition", "Non-Semantic Text Recognition", "Scene Text-centric VQA", "Doc-oriented VQA",
     "Key Information Extraction", "Handwritten Mathematical Expression Recognition",
 )  # fmt: skip
-_OCR_TEXTS = ("CAFÉ", "Word 12", "x y z", "STRASSE", "1,000 kg", "hello\nworld", "ABC DEF", "naïve", "日本", "O'Neill", "５００")
+_OCR_TEXTS = (
+    "CAFÉ",
+    "Word 12",
+    "x y z",
+    "STRASSE",
+    "1,000 kg",
+    "hello\nworld",
+    "ABC DEF",
+    "naïve",
+    "日本",
+    "O'Neill",
+    "５００",
+)
 _FORMULAS = (r"\frac { x } { 2 }", r"a ^ { 2 } + b ^ { 2 }", r"X _ { n } = Y", r"\sqrt { \alpha }")
 
 
@@ -167,7 +190,12 @@ def ocrbench(rng: random.Random, count: int) -> Iterator[Record]:
             rng.choice(_OCR_TEXTS), "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text),
             text.replace("O", "0"), text.replace("\\", ""), text.replace(" ", "\t"), "I cannot read it",
         )  # fmt: skip
-        yield {"id": str(number), "answer": answers, "question_type": kind, "prediction": forms[(number // 10) % len(forms)]}
+        yield {
+            "id": str(number),
+            "answer": answers,
+            "question_type": kind,
+            "prediction": forms[(number // 10) % len(forms)],
+        }
 
 
 GENERATORS: dict[str, Callable[[random.Random, int], Iterator[Record]]] = {

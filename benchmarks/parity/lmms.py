@@ -18,7 +18,9 @@ def _ai2d(rows: Sequence[Record]) -> list[float]:
     chain = MultiChoiceRegexFilter(
         group_select=0, ignore_case=True, ignore_punctuation=True, regex_pattern=r"([A-Z])\."
     )
-    docs = [{"options": list(row["choices"].values()), "answer": list(row["choices"]).index(row["answer"])} for row in rows]
+    docs = [
+        {"options": list(row["choices"].values()), "answer": list(row["choices"]).index(row["answer"])} for row in rows
+    ]
     filtered = chain.apply([[row["prediction"].strip()] for row in rows], docs)
     return [
         float(
@@ -50,7 +52,9 @@ def _ocrbench(rows: Sequence[Record]) -> list[float]:
             "question_type": row["question_type"],
         }
 
-    return [float(ocrbench_process_results(doc(row), [row["prediction"]])["ocrbench_accuracy"]["score"]) for row in rows]
+    return [
+        float(ocrbench_process_results(doc(row), [row["prediction"]])["ocrbench_accuracy"]["score"]) for row in rows
+    ]
 
 
 def _cvbench(rows: Sequence[Record]) -> list[float]:
@@ -58,7 +62,13 @@ def _cvbench(rows: Sequence[Record]) -> list[float]:
 
     verdicts = []
     for row in rows:
-        doc = {"idx": row["id"], "type": row["type"], "task": row["task"], "source": row["source"], "answer": row["answer"]}
+        doc = {
+            "idx": row["id"],
+            "type": row["type"],
+            "task": row["task"],
+            "source": row["source"],
+            "answer": row["answer"],
+        }
         verdicts.append(float(cv_bench_process_results(doc, [row["prediction"]])["cv_bench_acc"]["is_correct"]))
     return verdicts
 
