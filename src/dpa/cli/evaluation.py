@@ -1,4 +1,4 @@
-"""``dpa eval``: generate and score."""
+"""``dpa eval``: generate and score. ``dpa eval score`` is in ``scoring.py``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from dpa.cli.output import Json, emit
+from dpa.cli.scoring import EvalGroup
 from dpa.errors import UserError
 from dpa.log import quiet_libraries
 
@@ -64,6 +65,5 @@ def eval_command(
 
 def add_to(app: typer.Typer) -> None:
     """Registers the commands of this module."""
-    app.command("eval", epilog="Example: dpa eval runs/quickstart/checkpoint --benchmarks lab --data data/lab")(
-        eval_command
-    )
+    example = "Example: dpa eval runs/quickstart/checkpoint --benchmarks lab --data data/lab"
+    app.command("eval", cls=EvalGroup, epilog=example)(eval_command)

@@ -7,7 +7,6 @@ the question alone. Only what is above both was seen.
 from __future__ import annotations
 
 import json
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,13 @@ from dpa.errors import DataError
 from dpa.evaluate.generate import Prediction, Progress, Question
 from dpa.evaluate.passes import ask
 from dpa.evaluate.scores import Scored, scores_path, write_scores
+from dpa.evaluate.scoring.texts import normalise
 from dpa.evaluate.settings import EvaluateSettings
 from dpa.evaluate.statistics import group_interval
 
 QUESTIONS = "questions.jsonl"
 MAX_NEW_TOKENS = 16
 """Answers are a few words."""
-_STRIPPED = string.punctuation + string.whitespace
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +95,6 @@ class LabResult:
             "n": self.n,
             "scenes": self.scenes,
         }
-
-
-def normalise(answer: str) -> str:
-    """The first line, in lower case, white space folded, without punctuation and space around it."""
-    first = answer.strip().partition("\n")[0]
-    return " ".join(first.lower().split()).strip(_STRIPPED)
 
 
 def read_questions(folder: Path, *, limit: int | None = None) -> list[LabQuestion]:
