@@ -37,10 +37,18 @@ def eval_command(
     """Generates and scores. A killed evaluation continues from its predictions."""
     if harness == "lmms-eval":
         from dpa.evaluate.harness.run import evaluate_with_lmms_eval
+        from dpa.evaluate.progress import EvaluationProgress
 
-        outside = evaluate_with_lmms_eval(
-            checkpoint, benchmarks=benchmarks.split(","), data=data, out=out, limit=limit, batch_size=batch_size
-        )
+        with EvaluationProgress() as progress:
+            outside = evaluate_with_lmms_eval(
+                checkpoint,
+                benchmarks=benchmarks.split(","),
+                data=data,
+                out=out,
+                limit=limit,
+                batch_size=batch_size,
+                progress=progress.of,
+            )
         emit(outside.to_dict()) if as_json else typer.echo(outside.text())
         return
     from dpa.evaluate.checkpoint import evaluate_checkpoint, settings_of

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils.hub import cached_file
 
 from dpa.errors import ModelError, UserError
@@ -72,26 +72,14 @@ def evaluate_checkpoint(
         DpaError: generation failed.
     """
     check_benchmarks(settings)
+    source = resolve_part(checkpoint)
     folder = Path(checkpoint)
+    is_folder = folder.is_dir()
     if out is None:
         # the name as given: in a run's folder the checkpoint is a link into the store
-        out = (
-            folder.with_name(folder.name + ".eval") if folder.is_dir() else Path("eval", checkpoint.replace("/", "--"))
-        )
-    model, processor = load_for_evaluation(checkpoint)
-    results = run_benchmarks(model, processor, settings, out, progress=progress)
-    return CheckpointResult(checkpoint=checkpoint, predictions=out, results=results, paper=paper)
-
-
-def load_for_evaluation(checkpoint: str) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Model, on the accelerator where there is one, in evaluation mode, and processor.
-
-    Raises:
-        ModelError: it does not load.
-    """
-    source = resolve_part(checkpoint)
+        out = folder.with_name(folder.name + ".eval") if is_folder else Path("eval", checkpoint.replace("/", "--"))
     try:
-        if not Path(checkpoint).is_dir():
+        if not is_folder:
             cached_file(source, "config.json")  # one look decides whether the hub has it and can be reached
         # PIL's pixels, with and without torchvision: the ones that training saw
         processor = AutoProcessor.from_pretrained(source, backend="pil")  # type: ignore[no-untyped-call]
@@ -100,7 +88,8 @@ def load_for_evaluation(checkpoint: str) -> tuple[PreTrainedModel, ProcessorMixi
         raise ModelError(f"{checkpoint} does not load as an image-text-to-text model: {error}") from None
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     model.to(torch.device("cpu") if accelerator is None else accelerator).eval()
-    return model, processor
+    results = run_benchmarks(model, processor, settings, out, progress=progress)
+    return CheckpointResult(checkpoint=checkpoint, predictions=out, results=results, paper=paper)
 
 
 def settings_of(*, benchmarks: Sequence[str], data: Path, **others: Any) -> EvaluateSettings:

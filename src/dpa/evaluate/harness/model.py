@@ -10,7 +10,7 @@ from typing import Any
 
 from lmms_eval.api.model import lmms
 from PIL import Image
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from dpa.errors import DpaError, UserError
 from dpa.evaluate.generate import Progress, Question, generate_answers
@@ -50,7 +50,7 @@ class _Generator:
     """Holds the model: lmms-eval deletes each attribute of its own model that is an ``nn.Module`` after a task."""
 
     def __init__(
-        self, model: PreTrainedModel, processor: ProcessorMixin, identity: str, out: Path, batch_size: int
+        self, model: Any, processor: ProcessorMixin, identity: str, out: Path, batch_size: int
     ) -> None:
         self.model, self.processor, self.identity = model, processor, identity
         self.out, self.batch_size = out, batch_size
@@ -69,7 +69,7 @@ class DpaModel(lmms):  # type: ignore[misc]  # lmms_eval has no types
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Any,
         processor: ProcessorMixin,
         *,
         identity: str,

@@ -19,8 +19,8 @@ from dpa.evaluate.harness.tasks import PAPER, task_requests
 from dpa.store import disk_errors, write_json
 
 HARNESSES = ("dpa", "lmms-eval")
-HarnessProgress = Callable[[str, int, int], None]
-"""Called with (benchmark, questions answered, all questions)."""
+HarnessProgress = Callable[[str], Callable[[int, int], None]]
+"""From a benchmark's name, once, to what is called with (questions answered, all questions)."""
 
 _INSTALL = "pip install lmms-eval==0.7.3 (in a checkout: pip install -e '.[lmms]'; docs/evaluation.md, Other harnesses)"
 _LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -104,6 +104,7 @@ def _converse(out: Path, environment: dict[str, str], progress: HarnessProgress 
     log = out / "lmms-eval.log"
     command = [sys.executable, "-m", "dpa.evaluate.harness.worker", str((out / "request.json").absolute())]
     metrics: list[Metric] = []
+    shown: dict[str, Callable[[int, int], None]] = {}
     with open(log, "w", encoding="utf-8") as stderr:
         worker = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=stderr, stdin=subprocess.DEVNULL, env=environment, text=True
@@ -113,7 +114,10 @@ def _converse(out: Path, environment: dict[str, str], progress: HarnessProgress 
             for line in worker.stdout:
                 event = json.loads(line)
                 if event["event"] == "progress" and progress is not None:
-                    progress(event["benchmark"], event["done"], event["total"])
+                    name = event["benchmark"]
+                    if name not in shown:
+                        shown[name] = progress(name)
+                    shown[name](event["done"], event["total"])
                 elif event["event"] == "task":
                     metrics += [Metric(**item) for item in event["metrics"]]
                 elif event["event"] == "error":

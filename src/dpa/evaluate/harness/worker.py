@@ -59,12 +59,14 @@ def _run(request: Request, emit: Emit) -> None:
         raise UserError(
             f"lmms-eval does not import ({type(error).__name__}: {error}){hint if 'torchvision' in str(error) else ''}"
         ) from error
-    from dpa.evaluate.checkpoint import load_for_evaluation
+    from dpa.evaluate.devices import device_names
     from dpa.evaluate.harness.model import DpaModel
+    from dpa.evaluate.load import load_model, open_processor
     from dpa.models.digest import digest_of_model
 
     managers = _managers(request.tasks, TaskManager)
-    model, processor = load_for_evaluation(request.checkpoint)
+    processor = open_processor(request.checkpoint)
+    model = load_model(request.checkpoint, device_names(1)[0])
     out = Path(request.out)
 
     def progress(done: int, total: int) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from dpa.errors import UserError
-from dpa.evaluate.checkpoint import load_for_evaluation
 from dpa.evaluate.generate import Question, generate_answers
 from dpa.evaluate.harness.run import evaluate_with_lmms_eval
+from dpa.evaluate.load import load_model, open_processor
 from tests.unit.evaluate.harness.conftest import picture, write_table
 
 pytest.importorskip("lmms_eval", reason="the extra dpa[lmms] is not installed", exc_type=ImportError)
@@ -42,8 +43,8 @@ def expected(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         path = folder / f"{number}.png"
         Image.open(io.BytesIO(picture(number)["bytes"])).save(path)
         questions.append(Question(id=f"thing {number}", text=f"What is it? thing {number}", images=(path,)))
-    model, processor = load_for_evaluation(str(checkpoint))
-    answers = generate_answers(model, processor, questions, batch_size=3, max_new_tokens=6)
+    model = load_model(str(checkpoint), "cpu")
+    answers = generate_answers(model, open_processor(str(checkpoint)), questions, batch_size=3, max_new_tokens=6)
     assert len({answer.prediction for answer in answers}) > 2, "else a mix-up of the rows would not be seen"
     return {answer.id: answer.prediction for answer in answers}
 
@@ -76,8 +77,8 @@ def data(tmp_path: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPat
 def test_our_answers_lmms_evals_scores(checkpoint: Path, data: Path, expected: dict[str, str], tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
 
-    def progress(benchmark: str, done: int, total: int) -> None:
-        seen.append((benchmark, done, total))
+    def progress(benchmark: str) -> Callable[[int, int], None]:
+        return lambda done, total: seen.append((benchmark, done, total))
 
     def run() -> dict[str, object]:
         return evaluate_with_lmms_eval(
