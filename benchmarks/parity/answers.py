@@ -15,13 +15,16 @@ _SPELLINGS = (
     "{L}", "{l}", "{L}.", "{l}.", "({L})", "({l})", "{L})", "{L}:", " {L} ", "{L},", "[{L}]", "**{L}**", "{L}。",
     "\n{L}\n", "{L}. {t}", "({L}) {t}", "{L} {t}", "{L}: {t}", "{l}) {t}", "{L}\n{t}",
     "The answer is {L}", "The answer is {L}.", "The answer is ({L}).", "the answer is: {l}", "Answer: {L}",
-    "answer: ({l})", "ANSWER IS {L}", "Option {L}", "The correct option is {L}, because it shows {t}.", "I choose {L}", "{L} is correct",
+    "answer: ({l})", "ANSWER IS {L}", "Option {L}", "The correct option is {L}, because it shows {t}.", "I choose {L}",
+    "{L} is correct",
     "{L} and {M}", "{L} or {M}", "Not {M}, but {L}.", "({M}) is wrong; the answer is ({L})", "Between {M} and {L}: {L}",
     "The answer is {L}. The answer is {M}", "A person can see that it is {L}", "I see a {t}, so {L}",
     "{t}", "{T}", "{t}.", "It is {t}.", "It is {t}, not {u}", "It is {u}", "the answer is {t}", "{t} {t}",
     "", " ", "\n", "I do not know.", "None of the above", "E", "F", "Z", "?", "42",
-    "As an AI model I cannot see images.", "答案是{L}", "答案：{L}", "Ответ: {L}", "\u0410", "\uff21", "\u00c0", "{L}\u200b",
-    "\u201c{L}\u201d", "«{L}»", "{L}!", "#{L}", "A picture of {t}", "Answer", "Because", "Cats are nice", "Dunno", "banana", "b-side", "A-frame",
+    "As an AI model I cannot see images.", "答案是{L}", "答案：{L}", "Ответ: {L}", "\u0410", "\uff21", "\u00c0",
+    "{L}\u200b",
+    "\u201c{L}\u201d", "«{L}»", "{L}!", "#{L}", "A picture of {t}", "Answer", "Because", "Cats are nice",
+    "Dunno", "banana", "b-side", "A-frame",
 )  # fmt: skip
 """L the chosen letter, M another one; t, T the chosen option's text, u another option's."""
 

@@ -63,7 +63,7 @@ DIFFERENCES: Mapping[str, Sequence[Difference]] = {
     ),
     "ai2d": (
         Difference(
-            "letter or option text with other words: VLMEvalKit finds it, lmms-eval wants the letter alone or `X.` first",
+            "letter or option text in other words: VLMEvalKit finds it, lmms-eval wants the letter alone or `X.` first",
             lambda case: case.ours > case.theirs,
         ),
         Difference(
@@ -104,8 +104,8 @@ DIFFERENCES: Mapping[str, Sequence[Difference]] = {
             lambda case: case.ours > case.theirs and _is_option_text(case),
         ),
         Difference(
-            "a letter with other words or signs: lmms-eval takes it (even the first letter of a word), Cambrian wants the "
-            "whole answer to be the letter or the text",
+            "a letter with other words or signs: lmms-eval takes it (even the first letter of a word), Cambrian wants "
+            "the whole answer to be the letter or the text",
             lambda case: case.theirs > case.ours,
         ),
     ),
