@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from dpa.evaluate.load import load_model, open_processor
 from PIL import Image
 
 from dpa.errors import UserError
 from dpa.evaluate.generate import Question, generate_answers
 from dpa.evaluate.harness.run import evaluate_with_lmms_eval
-from dpa.evaluate.load import load_model, open_processor
 from tests.unit.evaluate.harness.conftest import picture, write_table
 
 pytest.importorskip("lmms_eval", reason="the extra dpa[lmms] is not installed", exc_type=ImportError)
