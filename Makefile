@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test lint types install install-dev clean
+.PHONY: help quickstart test test-lmms lint types install install-dev clean
 
 help:
 	@echo "make quickstart   install, write the lab's data, train DPA and vanilla, show both (offline after the install)"
 	@echo "make test         install, run the tests"
+	@echo "make test-lmms    install lmms-eval into .venv-lmms (1 GB), run it on small tasks, compare its scorers with ours"
 	@echo "make lint types   ruff, mypy"
 
 quickstart: install
@@ -16,6 +17,15 @@ quickstart: install
 
 test: install-dev
 	$(BIN)/python -m pytest -n 2 tests
+
+# Of its own: lmms-eval pins packages that the constraints hold at other versions.
+test-lmms: $(VENV)-lmms/.installed
+	$(VENV)-lmms/bin/python -m pytest tests/unit/evaluate/harness tests/unit/benchmarks/test_score_parity.py
+
+$(VENV)-lmms/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-lmms
+	$(VENV)-lmms/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,lmms]'
+	@touch $@
 
 lint: install-dev
 	$(BIN)/ruff format --check .
@@ -40,4 +50,4 @@ $(VENV)/.installed-dev: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) data runs build *.egg-info
+	rm -rf $(VENV) $(VENV)-lmms data runs build *.egg-info

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from dpa.cli.output import Json, emit
 from dpa.cli.scoring import EvalGroup
+from dpa.errors import UserError
 from dpa.log import quiet_libraries
 
 
 def eval_command(
     checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.", show_default=False)],
-    data: Annotated[Path, typer.Option(help="Folder of the benchmarks' files.", show_default=False)],
+    data: Annotated[Path | None, typer.Option(help="Folder of the benchmarks' files.", show_default=False)] = None,
     benchmarks: Annotated[str, typer.Option(help="Comma-separated names; paper: its seven; all: and the lab.")] = "lab",
     out: Annotated[Path | None, typer.Option(help="Folder for predictions; default: beside the checkpoint.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many questions each; a partial result.")] = None,
@@ -31,13 +32,37 @@ def eval_command(
     rank_options: Annotated[
         bool, typer.Option("--rank-options", help="Multiple choice also by each option's log-probability, separately.")
     ] = False,
+    harness: Annotated[
+        Literal["dpa", "lmms-eval"],
+        typer.Option(
+            help="Who asks and scores; lmms-eval is an extra (docs/evaluation.md), without --data it downloads."
+        ),
+    ] = "dpa",
     as_json: Json = False,
 ) -> None:
     """Generates and scores. A killed evaluation continues from its predictions."""
-    from dpa.evaluate.checkpoint import evaluate_checkpoint, settings_of
-    from dpa.evaluate.paper import paper_row
     from dpa.evaluate.progress import EvaluationProgress
 
+    if harness == "lmms-eval":
+        from dpa.evaluate.harness.run import evaluate_with_lmms_eval
+
+        with EvaluationProgress() as progress:
+            outside = evaluate_with_lmms_eval(
+                checkpoint,
+                benchmarks=benchmarks.split(","),
+                data=data,
+                out=out,
+                limit=limit,
+                batch_size=batch_size,
+                progress=progress.of,
+            )
+        emit(outside.to_dict()) if as_json else typer.echo(outside.text())
+        return
+    from dpa.evaluate.checkpoint import evaluate_checkpoint, settings_of
+    from dpa.evaluate.paper import paper_row
+
+    if data is None:
+        raise UserError("--data is missing: the folder of the benchmarks' files")
     quiet_libraries()
     settings = settings_of(
         benchmarks=tuple(benchmarks.split(",")),

@@ -1,0 +1,1 @@
+"""Outside harnesses, each in a process of its own. Keep this file empty of imports."""
