@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dpa.data.formats import Row
-from dpa.data.json_rows import json_rows
+from dpa.data.json_rows import Layout, json_rows
 from dpa.data.settings import DataSource
 from dpa.data.sources import Opened, open_source
 from dpa.errors import DataError
@@ -114,7 +114,7 @@ def _spans(opened: Opened, rows: list[Row]) -> dict[tuple[int, int], tuple[tuple
     found: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {}
     if opened.files.table is not None:
         return found
-    layout = "list" if opened.files.kind == "list" else "lines"
+    layout: Layout = "list" if opened.files.kind == "list" else "lines"
     wanted = {(row.file, row.number): row for row in rows}
     for file, path in enumerate(opened.files.paths):
         for place, (number, value) in enumerate(json_rows(path, layout)):
