@@ -68,7 +68,7 @@ def _llava_next(tokenizer: Any) -> tuple[Any, PreTrainedConfig]:
     pixels = LlavaNextImageProcessorPil(
         size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=grids
     )
-    processor = LlavaNextProcessor(
+    processor = LlavaNextProcessor(  # type: ignore[no-untyped-call]
         image_processor=pixels,
         tokenizer=tokenizer,
         patch_size=PATCH,

@@ -270,9 +270,9 @@ def _figures(
     for name, meaning in CLASSES.items():
         groups.append((name, meaning, [np.array([kind == name for kind in item.kinds]) for item in captions]))
     truth = [] if any(item.visual is None for item in captions) else list(_TRUTH.items())
-    for name, meaning in truth:
-        wanted = name == "visual"
-        groups.append((name, meaning, [np.array([seen is wanted for seen in item.visual or ()]) for item in captions]))
+    for label, meaning in truth:
+        wanted = label == "visual"
+        groups.append((label, meaning, [np.array([seen is wanted for seen in item.visual or ()]) for item in captions]))
     tops: list[list[float]] = []
     bottoms: list[list[float]] = []
     for place, here in enumerate(known):

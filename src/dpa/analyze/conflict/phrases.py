@@ -110,7 +110,8 @@ def _word_sums(caption: TokenCaption, values: Surprise) -> Surprise:
     inside = [(word, value) for word, value in zip(caption.word_of, values, strict=True) if word >= 0]
     places = np.array([word for word, _ in inside], dtype=np.int64)
     weights = np.nan_to_num(np.array([value for _, value in inside], dtype=np.float64))
-    return np.bincount(places, weights=weights, minlength=len(caption.words))
+    sums: Surprise = np.bincount(places, weights=weights, minlength=len(caption.words)).astype(np.float64)
+    return sums
 
 
 def _chosen(captions: Sequence[TokenCaption], found: dict[tuple[str, ...], list[_Occurrence]]) -> list[Phrase]:
@@ -131,7 +132,7 @@ def _chosen(captions: Sequence[TokenCaption], found: dict[tuple[str, ...], list[
 def _standard_error(cases: Sequence[_Occurrence]) -> float:
     if len(cases) < 2:
         return 0.0
-    return float(np.std([case.gap for case in cases], ddof=1)) / len(cases) ** 0.5
+    return float(np.std([case.gap for case in cases], ddof=1) / np.sqrt(len(cases)))
 
 
 def _phrase(captions: Sequence[TokenCaption], words: tuple[str, ...], cases: Sequence[_Occurrence]) -> Phrase:
