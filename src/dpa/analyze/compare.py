@@ -17,6 +17,7 @@ from dpa.evaluate.scores import Scored
 from dpa.evaluate.settings import PAPER
 from dpa.evaluate.statistics import Floats, Units, interval, paired, resample
 from dpa.evaluate.tables import accuracy_table
+from dpa.store import disk_errors, write_text
 
 BASELINE = "vanilla"
 
@@ -111,6 +112,13 @@ def render(comparison: Comparison, form: str) -> str:
     if form not in FORMATS:
         raise UserError(f"--format {form}: choose {', '.join(FORMATS)}")
     return FORMATS[form](comparison)
+
+
+def save(text: str, path: Path) -> None:
+    """Writes a rendered comparison. Raises StorageError where the disk is full or not writable."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text + "\n")
 
 
 def compare_runs(

@@ -27,18 +27,12 @@ def compare_command(
     as_json: Json = False,
 ) -> None:
     """Methods side by side: numbers with intervals, average, wins, paired differences."""
-    from dpa.analyze.compare import compare_runs, paper_rows, render
-    from dpa.store import disk_errors, write_text
+    from dpa.analyze.compare import compare_runs, paper_rows, render, save
 
     rows = None if paper is None else paper_rows(paper)
     result = compare_runs(folders, paper=rows, combine=not each_seed, baseline=baseline)
     text = render(result, "json" if as_json else form)
-    if out is None:
-        typer.echo(text)
-        return
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, text + "\n")
+    typer.echo(text) if out is None else save(text, out)
 
 
 def report_command(run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]) -> None:
