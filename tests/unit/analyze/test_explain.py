@@ -21,7 +21,6 @@ from dpa.models.lora import attach_lora, save_adapter
 from dpa.models.parts import load_llm
 from dpa.models.settings import LoraSettings, ModelSettings
 from dpa.testing.llava_hf import write_tiny_llava_hf
-from dpa.testing.parts import write_tiny_llm
 from tests.checkpoints import write_tiny_checkpoint
 
 CAPTION = "a small red circle, naïve 日本語 🦊 left of x"
@@ -137,9 +136,6 @@ def test_a_proxy_is_merged_into_both_passes(checkpoint: Path, picture: Path, tmp
 
 
 def test_the_proxy_of_another_llm_is_refused(checkpoint: Path, picture: Path, tmp_path: Path) -> None:
-    other = write_adapter(tmp_path / "gemma" / "proxy", write_tiny_llm(tmp_path / "other", "gemma2", seed=1))
-    with pytest.raises(ModelError, match="proxy of another LLM"):
-        explain(checkpoint, picture, CAPTION, proxy=other)
     # of the same shapes: only the manifests of the two runs can tell
     own = write_adapter(tmp_path / "qwen" / "proxy", checkpoint.parent / "llm")
     copy = tmp_path / "entry" / "checkpoint"
