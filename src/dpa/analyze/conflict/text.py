@@ -23,7 +23,7 @@ def conflict_text(conflict: Conflict) -> str:
     """Scores, classes, phrases, verdict."""
     verdict = conflict.verdict
     parts = [
-        "\n".join(facts_of(conflict)),
+        "\n".join(textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in facts_of(conflict)),
         _scores(conflict),
         _classes(conflict),
         _phrases(
