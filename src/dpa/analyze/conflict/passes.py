@@ -81,7 +81,8 @@ def surprise_of(
         batch = collate([caption.item(blind=True) for caption in chosen], rules, text_only=True).to(device)
         low = torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None)
         with enough_memory(tokens_per_batch), low:
-            nll: Any = -text_only_logprobs(llm, batch).logp.double().cpu().numpy()
+            # contiguous: what an image would have stood in between is not there
+            nll: Any = -text_only_logprobs(llm, batch, text_positions="contiguous").logp.double().cpu().numpy()
         parts = np.split(nll, np.cumsum([caption.count for caption in chosen])[:-1])
         for place, part in zip(places, parts, strict=True):
             found[place] = part
