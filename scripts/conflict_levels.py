@@ -135,6 +135,7 @@ def main() -> None:
     content = {
         "command": f"python scripts/conflict_levels.py --scenes {given.scenes} --seed {given.seed}",
         "llm": given.llm,
+        "steps": made.steps,
         "llm_digest": digest_of_llm(Path(resolve_part(given.llm)), cast=torch.float32),
         "machine": machine,
         "versions": levels[0][1].versions,

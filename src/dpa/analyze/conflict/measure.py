@@ -122,7 +122,7 @@ def measure_conflict(
             figures["gap"],
             gap_adapted,
             records=sample.total,
-            given_proxy=settings.proxy is not None,
+            steps=None if adaptation is None else adaptation.steps,
         ),
         seed=settings.seed,
         device=_name_of(where),

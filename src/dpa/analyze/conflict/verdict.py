@@ -89,14 +89,14 @@ _LIMITS = (
 )
 
 
-def judge(share: Estimate, gap: Estimate, gap_adapted: Estimate | None, *, records: int, given_proxy: bool) -> Verdict:
+def judge(share: Estimate, gap: Estimate, gap_adapted: Estimate | None, *, records: int, steps: int | None) -> Verdict:
     """The verdict.
 
     Args:
         share: of the prior NLL, the figure that decides.
         gap, gap_adapted: nats per token on held-out and on read captions.
         records: of the source.
-        given_proxy: the adapter may have been trained on these captions.
+        steps: of the proxy; None: it was given.
     """
     measured = lab_levels()
     limits = thresholds_of(measured["levels"])
@@ -118,12 +118,14 @@ def judge(share: Estimate, gap: Estimate, gap_adapted: Estimate | None, *, recor
         headline=_HEADLINES[level],
         advice=_ADVICE[level],
         basis=basis,
-        warnings=tuple(_warnings(gap, gap_adapted, records, given_proxy)),
+        warnings=tuple(_warnings(gap, gap_adapted, records, steps, measured["steps"])),
         limits=_LIMITS,
     )
 
 
-def _warnings(gap: Estimate, gap_adapted: Estimate | None, records: int, given_proxy: bool) -> list[str]:
+def _warnings(
+    gap: Estimate, gap_adapted: Estimate | None, records: int, steps: int | None, lab_steps: int
+) -> list[str]:
     found = []
     if gap.low <= 0:
         found.append("The gap is not distinguishable from 0.")
@@ -133,8 +135,20 @@ def _warnings(gap: Estimate, gap_adapted: Estimate | None, records: int, given_p
             f"{gap.value:.3f} on others. With so little text a stage 1 learns captions instead of their language: "
             "sample more, or adapt for fewer steps."
         )
-    if given_proxy:
-        found.append("The given proxy may have read these very captions in training; the gap is then too large.")
+    if steps is None:
+        found.append(
+            "The given proxy may have read these very captions in training, and longer than the lab's: the gap is then "
+            "too large for the lab's scale."
+        )
+    elif steps < lab_steps:
+        found.append(
+            f"The proxy had {steps} steps, the lab's scale rests on {lab_steps}: the score is too low for that scale, and "
+            "the level at least this one. Take a larger --sample."
+        )
+    elif steps > lab_steps:
+        found.append(
+            f"The proxy had {steps} steps, the lab's scale rests on {lab_steps}: the score is too high for that scale."
+        )
     if records < PAPER_CAPTIONS:
         found.append(
             f"Little data: {records:,} captions, the paper's smallest set has {PAPER_CAPTIONS:,}. Its authors warn "

@@ -7,6 +7,7 @@ import pytest
 from dpa.analyze.conflict.intervals import Estimate
 from dpa.analyze.conflict.verdict import PAPER_CAPTIONS, Verdict, judge, lab_levels, level_of, thresholds_of
 
+STEPS = lab_levels()["steps"]
 LIMITS = thresholds_of(lab_levels()["levels"])
 
 
@@ -14,8 +15,10 @@ def around(value: float, reach: float = 0.001) -> Estimate:
     return Estimate(value, value - reach, value + reach)
 
 
-def judged(share: Estimate, *, gap: float = 0.3, read: float | None = 0.3, records: int = 10**6) -> Verdict:
-    return judge(share, around(gap), None if read is None else around(read), records=records, given_proxy=read is None)
+def judged(
+    share: Estimate, *, gap: float = 0.3, read: float | None = 0.3, records: int = 10**6, steps: int | None = STEPS
+) -> Verdict:
+    return judge(share, around(gap), None if read is None else around(read), records=records, steps=steps)
 
 
 def test_the_labs_levels_are_in_order_and_the_thresholds_between_them() -> None:
@@ -52,5 +55,11 @@ def test_warnings_of_overfitting_little_data_nothing_found_and_a_given_proxy() -
     assert f"{PAPER_CAPTIONS:,}" in little
     (nothing,) = judged(around(0.0), gap=0.0005, read=0.0005).warnings
     assert "not distinguishable" in nothing
-    (given,) = judged(around(0.2), read=None).warnings
+    (given,) = judged(around(0.2), read=None, steps=None).warnings
     assert "given proxy" in given
+
+
+@pytest.mark.parametrize(("steps", "said"), [(STEPS - 1, "too low"), (STEPS + 1, "too high")])
+def test_a_proxy_of_other_length_than_the_labs_does_not_fit_its_scale(steps: int, said: str) -> None:
+    (warning,) = judged(around(0.2), steps=steps).warnings
+    assert said in warning
