@@ -8,6 +8,7 @@ would be written anew; whatever else lies there stays.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,8 +28,11 @@ _DATA_NAMES: dict[str, str] = {
     "share_gpt4v_instruct_gpt4-vision_cap_100k": "sharegpt4v",
     "share-captioner_coco_lcs_sam_1246k_1107": "sharegpt4v",
     "Cambrian737k": "cambrian737k",
+    "pixmo-cap": "pixmo",
 }
-"""Stem of a data file -> its short name in run names; of any other file the stem itself."""
+"""Stem of a data file, or a folder above it -> its short name in run names; of any other file the stem itself."""
+
+_PATTERN = re.compile(r"[*?\[\]]")
 
 _PRETRAIN_WORDS: dict[MethodName, str] = {"vanilla": "vanilla", "cal": "cal", "pmo": "pmo", "cmo": "cmo", "dpa": "pma"}
 """The reference has one script, whose word for stage 2 is ``pma``; the other methods carry their own names."""
@@ -118,7 +122,11 @@ def describe(linked: list[Linked]) -> list[dict[str, Any]]:
 
 def _data_name(path: Path) -> str:
     stem = path.name.split(".")[0] if path.suffix else path.name
-    return _DATA_NAMES.get(stem, stem)
+    known = next((_DATA_NAMES[part] for part in (stem, *reversed(path.parts)) if part in _DATA_NAMES), None)
+    if known is None and _PATTERN.search(stem):  # "shards/*.parquet": no name for a folder
+        plain = [part for part in path.parts if not _PATTERN.search(part)]
+        return plain[-1].strip("/") if plain and plain[-1].strip("/") else "data"
+    return known or stem
 
 
 def _refuse_foreign(item: Linked) -> None:

@@ -66,6 +66,20 @@ def test_names_follow_adapter_folders_and_other_data() -> None:
     assert names["pretrain"].name.startswith("llavanext-lab-tower-My-LLM-")
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("data/pixmo-cap/data/*.parquet", "pixmo"),
+        ("data/pixmo-cap/data", "pixmo"),
+        ("mine/shards/*.parquet", "shards"),
+        ("**/*.parquet", "data"),
+    ],
+)
+def test_a_pattern_of_files_has_a_name_without_stars(path: str, name: str) -> None:
+    other = recipe(data={"captions": path, "instructions": DATA["instructions"]})
+    assert reference_names(other, "dpa")["proxy"].name == f"Llama-3.1-8B-Instruct-pretrain-lora_r256_alpha512-{name}"
+
+
 def test_a_link_shows_the_result_and_moves_on_with_it(tmp_path: Path) -> None:
     found = recipe()
     run = finished(tmp_path, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -349,7 +350,7 @@ def _missing(recipe: Recipe) -> Iterable[Problem]:
 
 
 def _there(source: DataSource) -> bool:
-    return source.path.exists() or any(Path().glob(str(source.path)) if not source.path.is_absolute() else ())
+    return source.path.exists() or any(glob.iglob(str(source.path), recursive=True))
 
 
 def _models(recipe: Recipe) -> tuple[str, ...]:
@@ -394,7 +395,8 @@ def _samples(
             what = f"nothing is known of {source.path}, so stage {stage} is left out of the plan"
             problems.append(Problem("error", what, "plan where the data and the LLM's tokenizer are"))
             return None
-        sets.append((known, min(source.limit or known.samples, known.samples)))
+        read = min(source.limit or known.samples, known.samples)
+        sets.append((known, max(1, round(read * source.weight))))
     return assumed(sets, stage, settings_of(recipe, stage).max_length)
 
 

@@ -151,6 +151,15 @@ def test_unknown_data_is_an_error(recipe: Recipe) -> None:
     assert any("nothing is known of data/captions.json" in str(problem) for problem in plan.problems)
 
 
+def test_data_by_a_pattern_are_found_and_weights_count(tmp_path: Path) -> None:
+    (tmp_path / "one.parquet").touch()
+    settings = [f"data.captions.path={tmp_path}/*.parquet", "data.instructions.limit=100", "data.instructions.weight=1.5"]
+    found = load_recipe(PAPER / "common.yaml", ["model.llm=lab:llm", "model.vision_tower=lab:tower", *settings])
+    plan = make_plan(found, machine_of(found, "h100", None, None))
+    assert not any("parquet is not here" in str(problem) for problem in plan.problems)
+    assert [(stage.stage, stage.samples) for stage in plan.stages] == [("finetune", 150)]
+
+
 def test_text_cache_saves_the_second_pass_and_costs_disk() -> None:
     cached, passes = of_7b(), of_7b("stages.pretrain.text_cache=false")
     of = [next(stage.flops for stage in plan.stages if stage.stage == "pretrain") for plan in (cached, passes)]

@@ -142,7 +142,7 @@ def _warnings(
         )
     elif steps < lab_steps:
         found.append(
-            f"The proxy had {steps} steps, the lab's scale rests on {lab_steps}: the score is too low for that scale, and "
+            f"The proxy had {steps} steps, the lab's scale rests on {lab_steps}: the score is too low for it, and "
             "the level at least this one. Take a larger --sample."
         )
     elif steps > lab_steps:
