@@ -20,6 +20,7 @@ from dpa.store import disk_errors, write_json, write_text
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """Student's t, two-sided 95 %, for 1, 2 ... degrees of freedom; beyond 15 the last one is kept (a little too wide)."""
+_COUNTS = ("samples_to_threshold", ".n")
 SMOOTHED = 20
 """Steps of the moving mean that is held against the threshold."""
 
@@ -58,7 +59,7 @@ class Difference:
 
     mean: Mean
     won: int
-    """Seeds in which it is larger."""
+    """Seeds in which it is better."""
 
     @property
     def clear(self) -> bool:
@@ -119,7 +120,7 @@ class Results:
         mean = mean_of([ours[seed] - base[seed] for seed in both])
         if method == self.baseline or mean is None:
             return None
-        return Difference(mean, won=sum(ours[seed] > base[seed] for seed in both))
+        return Difference(mean, won=sum(better(metric, ours[seed], base[seed]) for seed in both))
 
     def to_dict(self) -> dict[str, Any]:
         """For results.json and ``--json``."""
@@ -158,15 +159,15 @@ class Results:
         return "\n\n".join(parts)
 
     def _tables(self, metric: str) -> list[str]:
-        scale, unit = scale_of(metric)
+        scale, unit, digits = shown_as(metric)
         head = [" / ".join(self.ablation.axes) or "point", *self.methods]
         rows, differences = [], []
         for point in self.points:
             name = " / ".join(value for _, value in point) or "all"
             means = [self.mean(point, method, metric) for method in self.methods]
-            rows.append([name, *("" if mean is None else mean.text(scale=scale) for mean in means)])
+            rows.append([name, *("" if mean is None else mean.text(scale=scale, digits=digits) for mean in means)])
             found = [self.difference(point, method, metric) for method in self.methods]
-            differences.append([name, *(said(item, scale) for item in found)])
+            differences.append([name, *(said(item, scale, digits) for item in found)])
         seeds = max((mean.seeds for point in self.points for mean in self._means(point, metric)), default=0)
         titles = (
             f"**{metric}**{unit}, mean over {seeds} seeds ± half of the 95 % t-interval",
@@ -190,16 +191,23 @@ def mean_of(values: Sequence[float]) -> Mean | None:
     return Mean(float(np.mean(values)), quantile * spread / len(values) ** 0.5, len(values))
 
 
-def scale_of(metric: str) -> tuple[float, str]:
-    """Shares are shown in per cent."""
-    return (100.0, ", %") if metric.endswith(("accuracy", "_share", "mean_over_kinds")) else (1.0, "")
+def shown_as(metric: str) -> tuple[float, str, int]:
+    """Factor, unit and digits: shares in per cent, counts whole, all else with three digits."""
+    if metric.endswith(("accuracy", "_share", "mean_over_kinds")):
+        return 100.0, ", %", 1
+    return (1.0, "", 0) if metric.endswith(_COUNTS) else (1.0, "", 3)
 
 
-def said(difference: Difference | None, scale: float) -> str:
+def better(metric: str, ours: float, base: float) -> bool:
+    """Losses and samples to a threshold are better when they are small."""
+    return ours < base if metric.endswith((".loss", *_COUNTS)) else ours > base
+
+
+def said(difference: Difference | None, scale: float, digits: int) -> str:
     """``+1.2 ± 0.8 (4/5)``, in bold where the interval leaves out 0."""
     if difference is None:
         return ""
-    text = difference.mean.text(scale=scale, sign="+")
+    text = difference.mean.text(scale=scale, digits=digits, sign="+")
     return f"{f'**{text}**' if difference.clear else text} ({difference.won}/{difference.mean.seeds})"
 
 

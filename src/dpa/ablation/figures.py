@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dpa.ablation.collect import Measured, Point, Results, scale_of
+from dpa.ablation.collect import Measured, Point, Results, shown_as
 from dpa.store import disk_errors
 
 COLOURS = ("#7a808a", "#2f6fde", "#c2620a", "#0f8a77", "#9b45d6", "#c2185b", "#7c6f00", "#4d6b2a")
@@ -67,7 +67,7 @@ def _over_axis(results: Results, metric: str, axis: str) -> Picture:
     panels: dict[Point, list[Point]] = {}
     for point in results.points:
         panels.setdefault(tuple(pair for pair in point if pair[0] != axis), []).append(point)
-    scale, unit = scale_of(metric)
+    scale, unit, _ = shown_as(metric)
     figure = Figure(figsize=(1.4 + 3.4 * len(panels), 3.2), layout="constrained")
     drawn: list[Axes] = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
     for place, (axes, (others, points)) in enumerate(zip(drawn, panels.items(), strict=True)):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dpa.ablation.collect import Results, scale_of
+from dpa.ablation.collect import Results, shown_as
 from dpa.ablation.figures import Picture
 from dpa.store import disk_errors, write_text
 
@@ -45,7 +45,7 @@ def _data_uri(picture: Picture) -> str:
 
 
 def _table(results: Results, metric: str) -> dict[str, object]:
-    scale, unit = scale_of(metric)
+    scale, unit, digits = shown_as(metric)
     rows = []
     for point in results.points:
         cells = []
@@ -53,10 +53,12 @@ def _table(results: Results, metric: str) -> dict[str, object]:
             mean, difference = results.mean(point, method, metric), results.difference(point, method, metric)
             cells.append(
                 {
-                    "mean": "–" if mean is None else mean.text(scale=scale),
-                    "difference": "" if difference is None else difference.mean.text(scale=scale, sign="+"),
+                    "mean": "–" if mean is None else mean.text(scale=scale, digits=digits),
+                    "difference": ""
+                    if difference is None
+                    else difference.mean.text(scale=scale, digits=digits, sign="+"),
                     "won": "" if difference is None else f"{difference.won} of {difference.mean.seeds} seeds",
-                    "clear": difference is not None and difference.clear,
+                    "sure": difference is not None and difference.clear,
                 }
             )
         rows.append({"name": " / ".join(value for _, value in point) or "all", "cells": cells})

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import dpa
-from dpa.ablation.collect import collect, mean_of, samples_to
+from dpa.ablation.collect import better, collect, mean_of, samples_to, shown_as
 from dpa.ablation.grid import cells_of, load_ablation
 from dpa.ablation.run import look_ahead, run_cells
 from dpa.cli import app
@@ -114,3 +114,11 @@ def test_samples_to_threshold() -> None:
     assert samples_to(curve, -1.0) is None
     assert samples_to(curve, None) is None
     assert samples_to(curve[:5], 0.5) is None
+
+
+def test_what_is_better() -> None:
+    assert better("lab.accuracy", 0.6, 0.5)
+    assert better("pretrain.loss", 0.5, 0.6)
+    assert better("pretrain.samples_to_threshold", 100, 200)
+    assert shown_as("lab.accuracy") == (100.0, ", %", 1)
+    assert shown_as("pretrain.loss")[2] == 3
