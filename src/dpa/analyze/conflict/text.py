@@ -89,7 +89,12 @@ def figure(estimate: Estimate, unit: str = "") -> tuple[str, str]:
     if unit == "of the surprise":
         return f"{estimate.value:.1%}", f"[{estimate.low:.1%}, {estimate.high:.1%}]"
     digits = 1 if abs(estimate.value) >= 10 else 3
-    return f"{estimate.value:.{digits}f}", f"[{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+    return f"{_no_minus(estimate.value, digits):.{digits}f}", f"[{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def _no_minus(value: float, digits: int) -> float:
+    """Rounded, and 0 without a sign."""
+    return round(value, digits) + 0.0
 
 
 def _scores(conflict: Conflict) -> str:
@@ -116,7 +121,7 @@ def class_row(item: ClassConflict) -> list[str]:
         f"{item.share_of_tokens:.0%}",
         figure(item.prior)[0],
         *figure(item.gap),
-        "" if item.share_of_gap is None else f"{item.share_of_gap:.0%}",
+        "" if item.share_of_gap is None else f"{_no_minus(item.share_of_gap, 2):.0%}",
     ]
 
 

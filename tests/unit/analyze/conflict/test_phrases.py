@@ -35,7 +35,7 @@ def measured(loud: dict[str, float]) -> tuple[list[TokenCaption], list[np.ndarra
 def test_the_loudest_phrase_comes_first_once_with_its_count_and_example() -> None:
     found, prior, gap = measured({"behold": 4.0, "wonder": 2.0, "number": 1.0})
     first, *others = surprising_phrases(found, prior, gap, least=5)
-    assert first.text == "behold the wonder", "the shortest of those with the same gap"
+    assert first.text == "behold the wonder", "words that add nothing are left away"
     assert first.captions == 6
     assert first.gap == pytest.approx(6.0)
     assert "number 0, behold the wonder of it." in first.example
