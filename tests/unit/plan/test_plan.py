@@ -153,7 +153,11 @@ def test_unknown_data_is_an_error(recipe: Recipe) -> None:
 
 def test_data_by_a_pattern_are_found_and_weights_count(tmp_path: Path) -> None:
     (tmp_path / "one.parquet").touch()
-    settings = [f"data.captions.path={tmp_path}/*.parquet", "data.instructions.limit=100", "data.instructions.weight=1.5"]
+    settings = [
+        f"data.captions.path={tmp_path}/*.parquet",
+        "data.instructions.limit=100",
+        "data.instructions.weight=1.5",
+    ]
     found = load_recipe(PAPER / "common.yaml", ["model.llm=lab:llm", "model.vision_tower=lab:tower", *settings])
     plan = make_plan(found, machine_of(found, "h100", None, None))
     assert not any("parquet is not here" in str(problem) for problem in plan.problems)
