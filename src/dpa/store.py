@@ -120,10 +120,19 @@ class Store:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns a full or read-only disk into a message."""
+    """Turns a full or read-only disk into a message, and a place where nothing can be written.
+
+    Raises:
+        StorageError: the disk is full or not writable.
+        UserError: a folder lies where a file shall be written or the other way round, or a name is too long.
+    """
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise UserError(
+                f"{path} cannot be written: {error.filename or path}: {error.strerror}; choose another place"
+            ) from None
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise StorageError(
                 f"{path}: {error.strerror}; nothing finished is lost: "

@@ -58,6 +58,14 @@ def test_one_process_makes_an_entry(tmp_path: Path) -> None:
         pass
 
 
+def test_a_place_where_nothing_can_be_written_is_the_users_to_change(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="Not a directory; choose another place"), disk_errors(tmp_path / "file" / "a"):
+        (tmp_path / "file" / "a").mkdir()
+    with pytest.raises(UserError, match="Is a directory"), disk_errors(tmp_path):
+        tmp_path.write_text("")
+
+
 def test_full_disk_is_a_message(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="nothing finished is lost"), disk_errors(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -125,13 +125,15 @@ def write_captions(source: DataSource, out: Path, *, progress: Callable[[int], A
         progress: called with the number of samples done.
 
     Raises:
-        UserError: the name is not ``.json``.
+        UserError: the name is not ``.json``, or the source's own, or a folder's.
         DataError: the source cannot be read, or has no caption.
         StorageError: the disk is full or not writable.
     """
     if out.suffix.lower() != ".json":
         raise UserError(f"{out}: the captions are one JSON list; name the file .json")
     opened = open_source(source)
+    if out.exists() and any(out.samefile(path) for path in opened.files.paths):
+        raise UserError(f"{out} is the source itself, which would lose its images; name another file")
     problems = _Problems()
     samples = 0
     with disk_errors(out):

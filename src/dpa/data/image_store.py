@@ -127,7 +127,7 @@ def read_urls(path: Path) -> dict[str, str]:
         DataError: a line is something else.
     """
     found: dict[str, str] = {}
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -135,5 +135,5 @@ def read_urls(path: Path) -> dict[str, str]:
                 value = json.loads(line)
                 found[str(value["url"])] = str(value["file"])
             except (ValueError, KeyError, TypeError):
-                raise DataError(f"{path}, line {number}: expected an object with 'url' and 'file'") from None
+                raise DataError(f"{path}, line {number}: expected an object with 'url' and 'file', in UTF-8") from None
     return found

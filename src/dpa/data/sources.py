@@ -157,14 +157,16 @@ def open_source(source: DataSource) -> Opened:
     for prefix, folder in folders.items():
         if not folder.is_dir():
             named = f" (for paths below {prefix!r})" if prefix else ""
+            wrong = "is not a folder" if folder.exists() else "does not exist"
             raise DataError(
-                f"image folder {folder} of {source.path}{named} does not exist; set `images` to the folder of "
-                "its images"
+                f"image folder {folder} of {source.path}{named} {wrong}; set `images` to the folder of its images"
             )
     images = None
     format = source.format if source.format != "auto" else _detect(files)
     if files.table is not None:
-        column = image_column(files.table, files.paths[0])
+        # not of the first file alone: a shard whose images are all null may have a column without a type
+        columns = (image_column(files.table, path) for path in files.paths)
+        column = next((name for name in columns if name is not None), None)
         images = None if column is None else TableImages(files.table, files.paths, column)
     urls = folders[""] / "urls.jsonl" if format == "pixmo" and "" in folders else None
     return Opened(files, format, ImageStore(folders, images), urls if urls is not None and urls.is_file() else None)

@@ -22,7 +22,9 @@ from typing import Any, NoReturn
 from dpa.errors import UserError
 
 _CONNECT_SECONDS = 120.0
-_LONGEST_LINE = 1 << 20
+_HELLO_SECONDS = 10.0
+_LONGEST_HELLO = 4096
+"""Bytes."""
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 6}
 """A machine that lost its power closes nothing: 10 s of silence, then six questions, 5 s apart."""
 
@@ -180,22 +182,38 @@ def _accept(server: socket.socket, world: int, secret: str) -> dict[int, _Peer]:
         server.settimeout(max(deadline - time.monotonic(), 0.01))
         try:
             connection, _ = server.accept()
-            connection.settimeout(10.0)
-            hello = json.loads(connection.makefile("rb").readline(_LONGEST_LINE))
         except TimeoutError:
             absent = ", ".join(str(rank) for rank in range(1, world) if rank not in peers)
             raise UserError(
                 f"rank {absent} did not connect to rank 0 within {_CONNECT_SECONDS:.0f} s: do all machines reach "
                 "MASTER_ADDR on any port?"
             ) from None
-        except (OSError, ValueError):
+        except OSError:
             continue
-        if not isinstance(hello, dict) or not secrets.compare_digest(str(hello.get("secret")), secret):
+        hello = _hello(connection)
+        if not isinstance(hello, dict) or not secrets.compare_digest(
+            str(hello.get("secret")).encode(), secret.encode()
+        ):
             connection.close()  # a stranger
             continue
         _keep_alive(connection)
         peers[hello["rank"]] = _Peer(hello["rank"], hello["where"], connection)
     return peers
+
+
+def _hello(connection: socket.socket) -> Any:
+    """What the other end says first, and not a byte more: the next may be about its failure. None: nothing of use."""
+    line = bytearray()
+    connection.settimeout(_HELLO_SECONDS)
+    try:
+        while not line.endswith(b"\n") and len(line) < _LONGEST_HELLO:
+            byte = connection.recv(1)
+            if not byte:
+                return None
+            line += byte
+        return json.loads(line)
+    except (OSError, ValueError):
+        return None
 
 
 def _connect(port: int, hello: dict[str, Any]) -> socket.socket:

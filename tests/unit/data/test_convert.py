@@ -93,3 +93,14 @@ def test_captions_give_the_same_tokens_as_the_file_with_images(tmp_path: Path) -
         return [data[place].encoded.input_ids for place in range(5)]
 
     assert ids(path) == ids(tmp_path / "a_text_only.json")
+
+
+def test_captions_never_overwrite_what_they_come_from(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.json", [caption_row("1", "a cat", image="a.png")])
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="is the source itself"):
+        write_captions(DataSource(path=path), tmp_path / "." / "a.json")
+    assert path.read_bytes() == before
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(UserError, match="Is a directory"):
+        write_captions(DataSource(path=path), tmp_path / "folder.json")

@@ -292,3 +292,22 @@ def test_large_row_groups_are_seen(tmp_path: Path) -> None:
 def test_bad_prefixes(images: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DataSource(path=Path("a.json"), images=images)
+
+
+def test_a_first_file_whose_images_are_all_null_hides_nothing(tmp_path: Path) -> None:
+    """pyarrow gives such a column no type, so the file alone does not show that its source holds images."""
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    for name, images in (("0", pa.array([None])), ("1", pa.array([[{"bytes": png(1), "path": None}]]))):
+        pq.write_table(pa.table({"id": [name], "messages": [turns], "images": images}), tmp_path / f"{name}.parquet")
+    text, shown = open_file(tmp_path, tmp_path / "cache")
+    assert (text.images, len(shown.images)) == ((), 1)
+    records = open_file(tmp_path, tmp_path / "cache")
+    assert records.store.load(shown.images[0], max_pixels=MAX_PIXELS).size == (10, 7)
+
+
+def test_a_list_of_urls_in_another_encoding_is_refused_with_its_line(tmp_path: Path) -> None:
+    row = {"image_url": "https://x/1", "caption": "a cat"}
+    path = write_json(tmp_path / "pixmo.json", [row])
+    (tmp_path / "urls.jsonl").write_bytes(b'{"url": "https://x/1", "file": "\xe9.jpg"}\n')
+    with pytest.raises(DataError, match=r"urls\.jsonl, line 1: expected an object .* in UTF-8"):
+        open_file(path, tmp_path / "cache")
