@@ -95,8 +95,7 @@ def page(rows: Sequence[tuple[Explanation, ...]], *, title: str = "What the imag
         title=title,
         rule=rule,
         formula=FORMULAS[rule.kind],
-        scale=f"{scale:g}",
-        half=f"{scale / 2:g}",
+        scale=scale,
         signed=any(token.relevance is not None and token.relevance < 0 for e in everything for token in e.tokens),
         rows=[_row(row, scale) for row in rows],
         truth=any(token.visual is not None for explanation in everything for token in explanation.tokens),
@@ -217,8 +216,7 @@ def signed(value: float) -> str:
 
 
 def embedded(picture: Image.Image) -> tuple[str, bool]:
-    """A data URI for a page (large pictures are scaled down), and whether the picture is small: enlarge with hard edges.
-    """
+    """A data URI for a page (large pictures are scaled down), and whether the picture is small: enlarge with hard edges."""
     small = max(picture.size) <= _PIXELATED_SIDE
     shown = picture.copy()
     shown.thumbnail((_EMBEDDED_SIDE, _EMBEDDED_SIDE))

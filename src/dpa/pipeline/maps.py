@@ -40,7 +40,9 @@ MOMENTS = 5
 
 def moments(steps: int) -> frozenset[int]:
     """Up to :data:`MOMENTS` of a stage's steps (from 1): the first, the last, and some evenly between."""
-    return frozenset(1 + round(place * (steps - 1) / (MOMENTS - 1)) for place in range(MOMENTS)) if steps else frozenset()
+    return (
+        frozenset(1 + round(place * (steps - 1) / (MOMENTS - 1)) for place in range(MOMENTS)) if steps else frozenset()
+    )
 
 
 def watch_relevance(

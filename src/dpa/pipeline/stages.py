@@ -236,9 +236,7 @@ def _hooks(run: StageRun, made: Made, *, steps: int) -> tuple[OnStep, ...]:
     hooks = [watch_pretrain(recipe, vlm, work, dtype=run.frozen_dtype)] if run.stage == "pretrain" else []
     if recipe.parallel == "ddp" or run.ranks.world == 1:  # else no rank has the whole model while it trains
         hooks.append(
-            watch_relevance(
-                recipe, run.method, run.stage, run.data, vlm, work, steps=steps, dtype=run.frozen_dtype
-            )
+            watch_relevance(recipe, run.method, run.stage, run.data, vlm, work, steps=steps, dtype=run.frozen_dtype)
         )
     return tuple(hook for hook in hooks if hook is not None)
 
