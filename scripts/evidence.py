@@ -20,8 +20,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dpa.analyze.runs import Run, read_run
-from dpa.pipeline.measure import MEASUREMENTS, PROBES, read_probes
+from dpa.analyze.runs import PROBES, Run, read_run
+from dpa.pipeline.measure import MEASUREMENTS, read_probes
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom."""

@@ -33,6 +33,8 @@ _DASHES: dict[str, str] = {"vanilla": "--", "cal": "-.", "pmo": ":"}
 """So that methods differ without colour too."""
 POINTS = 300
 """Points of a line at most."""
+MARKED = 12
+"""Up to so many points of a line are marked: between them nothing was measured."""
 _UNIFORM = 1e-6
 
 
@@ -93,6 +95,52 @@ def weight_panels(metrics: Metrics) -> list[Panel]:
     return panels
 
 
+def evaluation_panels(evaluations: Metrics) -> list[Panel]:
+    """One panel per benchmark asked while stage 3 trained: per cent right over optimizer steps, a line per method."""
+    names = dict.fromkeys(name for rows in evaluations.values() for row in rows for name in row["benchmarks"])
+    panels = []
+    for name in names:
+        asked = {
+            method: [
+                {"step": row["step"], "right": 100 * row["benchmarks"][name]["accuracy"], **row["benchmarks"][name]}
+                for row in rows
+                if name in row["benchmarks"]
+            ]
+            for method, rows in evaluations.items()
+        }
+        counts = sorted({row["n"] for rows in asked.values() for row in rows})
+        title = f"{name}, {' to '.join(str(count) for count in counts[:: max(1, len(counts) - 1)])} questions"
+        panels += _of_methods(title, f"Per cent right over steps, {name}", asked, "right")
+    return panels
+
+
+def probe_panels(probes: Metrics) -> list[Panel]:
+    """The lab's words over the steps of stage 2 (names of ``lab.probe.probe``): per language the log-probability of
+    visual and of linguistic words and the ROC-AUC of each relevance, a line per method."""
+    panels = []
+    for language in ("a", "b"):
+        of = f"captions in {language.upper()}"
+        for words in ("visual", "linguistic"):
+            title = f"{words} words, log-probability, {of}"
+            panels += _of_methods(title, title, probes, f"{words}_logp_{language}")
+        for kind in ("cmo", "cal", "prior"):
+            title = f"ROC-AUC of {kind}, {of}"
+            panels += _of_methods(title, title, probes, f"auc_{kind}_{language}")
+    return panels
+
+
+def _of_methods(title: str, about: str, metrics: Metrics, name: str) -> list[Panel]:
+    """One panel, or none where no row has the name."""
+    lines = {method: _line(method, *averaged(rows, name)) for method, rows in metrics.items()}
+    lines = {method: line for method, line in lines.items() if line.steps}
+    last = ", ".join(f"{method} {line.values[-1]:.3f}" for method, line in lines.items())
+    return [_panel(title, f"{about}; last: {last}", lines)] if lines else []
+
+
+def _line(method: str, steps: list[float], values: list[float]) -> _Line:
+    return _Line(METHOD_COLOURS.get(method, "--ink"), _DASHES.get(method, "-"), steps, values)
+
+
 def _stages(metrics: Metrics) -> list[str]:
     return list(dict.fromkeys(str(row["stage"]) for rows in metrics.values() for row in rows if "stage" in row))
 
@@ -102,8 +150,7 @@ def _lines(metrics: Metrics, stage: str, name: str) -> dict[str, _Line]:
     for method, rows in metrics.items():
         steps, values = averaged([row for row in rows if row.get("stage") == stage], name)
         if steps:
-            colour = METHOD_COLOURS.get(method, "--ink")
-            lines[method] = _Line(colour, _DASHES.get(method, "-"), steps, values)
+            lines[method] = _line(method, steps, values)
     return lines
 
 
@@ -140,13 +187,13 @@ def _panel(title: str, about: str, lines: Mapping[str, _Line], *, top: float | N
     figure = Figure(figsize=(3.6, 2.2))
     axes = figure.add_axes((0.13, 0.16, 0.84, 0.8))
     for line in lines.values():
-        single = len(line.steps) == 1
         axes.plot(
             line.steps,
             line.values,
             color=ink(line.colour),
             linestyle=line.dash,
-            marker="o" if single else "",
+            marker="o" if len(line.steps) <= MARKED else "",
+            markersize=3.5,
             linewidth=1.6,
             solid_joinstyle="round",
         )

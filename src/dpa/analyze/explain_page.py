@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -31,7 +31,7 @@ FORMULAS = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Mark:
+class Mark:
     """A token as it is drawn."""
 
     lead: str
@@ -54,7 +54,7 @@ class _Mark:
 @dataclass(frozen=True, slots=True)
 class _Answer:
     prompt: str
-    marks: tuple[_Mark, ...]
+    marks: tuple[Mark, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,7 @@ def page(rows: Sequence[tuple[Explanation, ...]], *, title: str = "What the imag
         title=title,
         rule=rule,
         formula=FORMULAS[rule.kind],
-        scale=f"{scale:g}",
-        half=f"{scale / 2:g}",
+        scale=scale,
         signed=any(token.relevance is not None and token.relevance < 0 for e in everything for token in e.tokens),
         rows=[_row(row, scale) for row in rows],
         truth=any(token.visual is not None for explanation in everything for token in explanation.tokens),
@@ -115,10 +114,13 @@ def write_page(path: Path, rows: Sequence[tuple[Explanation, ...]], *, title: st
 
 
 def scale_of(explanations: Sequence[Explanation]) -> float:
+    """:func:`full_colour` of all tokens."""
+    return full_colour(token for explanation in explanations for token in explanation.tokens)
+
+
+def full_colour(tokens: Iterable[Token]) -> float:
     """The relevance that gets the full colour: the largest shown, rounded up to 1, 2 or 5 times a power of ten."""
-    largest = max(
-        (abs(token.relevance) for e in explanations for token in e.tokens if token.relevance is not None), default=0.0
-    )
+    largest = max((abs(token.relevance) for token in tokens if token.relevance is not None), default=0.0)
     if not 0 < largest < math.inf:
         return 1.0
     power = 10.0 ** math.floor(math.log10(largest))
@@ -152,7 +154,7 @@ def _row(row: tuple[Explanation, ...], scale: float) -> _Row:
     first = row[0]
     return _Row(
         sample=first.sample,
-        pictures=tuple(_embedded(picture) for picture in first.pictures),
+        pictures=tuple(embedded(picture) for picture in first.pictures),
         columns=tuple(_column(explanation, scale) for explanation in row),
         truth=any(token.visual is not None for explanation in row for token in explanation.tokens),
     )
@@ -162,16 +164,17 @@ def _column(explanation: Explanation, scale: float) -> _Column:
     answers = []
     for segment, tokens in groupby(explanation.tokens, key=lambda token: token.segment):
         prompt = explanation.prompts[segment] if segment < len(explanation.prompts) else ""
-        answers.append(_Answer(prompt, tuple(_mark(token, scale) for token in tokens)))
+        answers.append(_Answer(prompt, tuple(mark_of(token, scale) for token in tokens)))
     return _Column(explanation.checkpoint, facts_of(explanation.health), tuple(answers))
 
 
-def _mark(token: Token, scale: float) -> _Mark:
+def mark_of(token: Token, scale: float) -> Mark:
+    """A token's text, colour and numbers; ``scale``: see :func:`full_colour`."""
     lead, body, tail = parts_of(token.text)
     p_with = probability(token.logp_with)
     p_without = MISSING if token.logp_without is None else probability(token.logp_without)
     number = MISSING if token.relevance is None else signed(token.relevance)
-    return _Mark(
+    return Mark(
         lead=lead,
         body=body,
         tail=tail,
@@ -212,7 +215,8 @@ def signed(value: float) -> str:
     return "0.000" if float(text) == 0 else text.replace("-", "−")
 
 
-def _embedded(picture: Image.Image) -> tuple[str, bool]:
+def embedded(picture: Image.Image) -> tuple[str, bool]:
+    """A data URI for a page (large pictures are scaled down), and whether the picture is small: enlarge with hard edges."""
     small = max(picture.size) <= _PIXELATED_SIDE
     shown = picture.copy()
     shown.thumbnail((_EMBEDDED_SIDE, _EMBEDDED_SIDE))

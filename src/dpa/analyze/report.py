@@ -6,7 +6,7 @@ import base64
 import io
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dpa.analyze.compare import EMPTY, compare_runs
-from dpa.analyze.curves import METHOD_COLOURS, SHARES, Panel, loss_panels, weight_panels
-from dpa.analyze.runs import Run, read_run
+from dpa.analyze.curves import (
+    METHOD_COLOURS,
+    SHARES,
+    Panel,
+    evaluation_panels,
+    loss_panels,
+    probe_panels,
+    weight_panels,
+)
+from dpa.analyze.maps import read_maps
+from dpa.analyze.report_maps import maps_of
+from dpa.analyze.runs import MAPS, PROBES, Run, read_run
 from dpa.data.images import load_image, safe_join
 from dpa.errors import DataError
 from dpa.evaluate.generate import MAX_IMAGE_PIXELS
@@ -56,7 +66,8 @@ class _Stage:
 def write_report(run_folder: Path) -> Path:
     """Writes ``report.html`` into a run's folder from what lies there; sections without material are left out.
 
-    Reads ``summary.json``, ``recipe.yaml``, each method's ``metrics.jsonl`` and stored scores, ``samples.json``.
+    Reads ``summary.json``, ``recipe.yaml``, each method's ``metrics.jsonl``, ``maps.jsonl``, ``probe.jsonl`` and
+    stored scores, ``samples.json``.
 
     Returns:
         The file's path.
@@ -81,6 +92,9 @@ def write_report(run_folder: Path) -> Path:
         comparison=comparison,
         losses=[_safe(panel) for panel in loss_panels(metrics)],
         weights=[_safe(panel) for panel in weight_panels(metrics)],
+        evaluations=[_safe(panel) for panel in evaluation_panels(_of_all(run, run.evaluations))],
+        probes=[_safe(panel) for panel in probe_panels(_of_all(run, lambda method: run.lines(method, PROBES)))],
+        maps=maps_of({method: read_maps(run.lines(method, MAPS)) for method in run.methods}),
         shares=SHARES,
         colours={method: METHOD_COLOURS.get(method, "--ink") for method in run.methods},
         samples=_samples(run),
@@ -94,6 +108,11 @@ def write_report(run_folder: Path) -> Path:
     with disk_errors(path):
         write_text(path, html)
     return path
+
+
+def _of_all(run: Run, read: Callable[[str], list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """Method -> its rows, of methods that have any."""
+    return {method: rows for method in run.methods if (rows := read(method))}
 
 
 def _safe(panel: Panel) -> tuple[Panel, Markup]:

@@ -12,6 +12,14 @@ import yaml
 from dpa.errors import UserError
 from dpa.evaluate.scores import PREDICTIONS, Scored, read_scores, scores_path
 
+METRICS = "metrics.jsonl"
+PROBES = "probe.jsonl"
+"""Of stage 2, where the lab's words were probed: a line per probe, ``step`` and the names of ``lab.probe.probe``."""
+MAPS = "maps.jsonl"
+"""Of stages 2 and 3: relevance of the tokens of a few samples; see ``analyze.maps``."""
+LINES = (METRICS, PROBES, MAPS)
+"""Files of lines that a stage leaves beside its artefact and a run's folder gathers, a method's stages in their order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -40,9 +48,19 @@ class Run:
         return found
 
     def metrics(self, method: str) -> list[dict[str, Any]]:
-        """The optimizer steps of ``metrics.jsonl``; empty where there is none yet. A line that is being written is left
-        out, as are evaluations (lines with a ``kind``)."""
-        path = self.folder_of(method) / "metrics.jsonl"
+        """The optimizer steps of ``metrics.jsonl``; empty where there is none yet. Evaluations (lines with a ``kind``)
+        are left out."""
+        return [row for row in self.lines(method, METRICS) if "kind" not in row]
+
+    def evaluations(self, method: str) -> list[dict[str, Any]]:
+        """The evaluations on stage 3's way, of ``metrics.jsonl``: ``step``, ``stage``, ``benchmarks``."""
+        from dpa.train.metrics import EVALUATION  # brings torch, which comparing needs not wait for
+
+        return [row for row in self.lines(method, METRICS) if row.get("kind") == EVALUATION]
+
+    def lines(self, method: str, name: str) -> list[dict[str, Any]]:
+        """Of one of :data:`LINES`; empty where there is none yet. A line that is being written is left out."""
+        path = self.folder_of(method) / name
         if not path.is_file():
             return []
         rows = []
@@ -51,7 +69,7 @@ class Run:
                 row = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(row, dict) and "kind" not in row:
+            if isinstance(row, dict):
                 rows.append(row)
         return rows
 

@@ -55,6 +55,8 @@ class EvaluateSettings(Strict):
     """Also after stage 2: the original LLM with the connector, before it is taught to answer."""
     probe_steps: tuple[int, ...] = ()
     """Steps of stage 2 after which the lab's visual and linguistic words are probed; for the lab's parts."""
+    maps: int = Field(default=3, ge=0)
+    """Samples of stages 2 and 3 whose tokens' relevance is kept at up to five steps, for the report. 0: none."""
 
     @field_validator("benchmarks", mode="before")
     @classmethod

@@ -23,8 +23,8 @@ from dpa.errors import DataError, UserError
 from dpa.log import get_logger
 from dpa.models.vlm import Vlm
 from dpa.pipeline.inputs import Inputs, settings_of, store_of
-from dpa.pipeline.models import RunMethod, open_model, run_of
-from dpa.recipe import StageName
+from dpa.pipeline.models import open_model, run_of
+from dpa.recipe import MethodName, Recipe, StageName
 
 log = get_logger(__name__)
 
@@ -98,27 +98,32 @@ def explain_samples(
     recipe = run.recipe
     if stage is None:
         stage = "pretrain" if recipe.model.start_from is None else "finetune"
-    rule = _rule(run, stage, kind)
+    rule = stage_rule(recipe, run.method, stage, kind)
+    if recipe.fidelity == "official":
+        log.warning("the run's fidelity is official; weights are shown as fidelity exact makes them")
     data = Inputs(recipe, store_of(recipe)).stage_data(stage)
-    drawn = _drawn(data, samples, recipe.seed if seed is None else seed)
-    answers = {turn.text for sample, _ in drawn for turn in sample.turns if turn.role == "assistant"}
-    spans: dict[str, Spans] = {}
-    for records in data.sources:
-        spans |= spans_of(records.files.paths, answers)
+    with_image = [index for index, names in enumerate(data.images()) if names]
+    if not with_image:
+        raise UserError("the stage's data have no sample with an image: there is nothing to contrast")
+    drawn = draw_samples(data, with_image, samples, recipe.seed if seed is None else seed)
+    spans = spans_in(data, drawn)
 
     def under(source: str, proxy: Path | None) -> list[Explanation]:
         vlm, name = open_model(source, stage=stage, proxy=proxy)
-        return [_explained(vlm, name, sample, pictures, rule, data, spans) for sample, pictures in drawn]
+        return [explain_drawn(vlm, name, one, rule, data, spans) for one in drawn]
 
     columns = [under(source, proxy if place == 0 else None) for place, source in enumerate(sources)]
     return list(zip(*columns, strict=True))
 
 
-def _rule(run: RunMethod, stage: StageName, kind: str | None) -> Rule:
-    settings, own = settings_of(run.recipe, stage), run.recipe.objective(run.method, stage)
+def stage_rule(recipe: Recipe, method: MethodName, stage: StageName, kind: str | None = None) -> Rule:
+    """How a stage makes weights (``fidelity: exact``).
+
+    Args:
+        kind: None: the stage's objective; cmo where that is uniform.
+    """
+    settings, own = settings_of(recipe, stage), recipe.objective(method, stage)
     chosen = kind or (own if own in KINDS else "cmo")
-    if run.recipe.fidelity == "official":
-        log.warning("the run's fidelity is official; weights are shown as fidelity exact makes them")
     given = chosen == own  # bounds are one objective's
     return rule_of(
         chosen,
@@ -129,15 +134,20 @@ def _rule(run: RunMethod, stage: StageName, kind: str | None) -> Rule:
     )
 
 
-_Drawn = tuple[Sample, tuple[Image.Image, ...]]
+Drawn = tuple[Sample, tuple[Image.Image, ...]]
+"""A sample and its pictures."""
 
 
-def _drawn(data: StageData, count: int, seed: int) -> list[_Drawn]:
-    """The first ``count`` usable samples with an image, in an order that the seed fixes."""
-    with_image = [index for index, names in enumerate(data.images()) if names]
-    if not with_image:
-        raise UserError("the stage's data have no sample with an image: there is nothing to contrast")
-    drawn: list[_Drawn] = []
+def draw_samples(data: StageData, with_image: Sequence[int], count: int, seed: int) -> list[Drawn]:
+    """The first ``count`` usable samples in an order that the seed fixes.
+
+    Args:
+        with_image: places in ``data`` of the samples to draw from.
+
+    Raises:
+        DataError: none can be used.
+    """
+    drawn: list[Drawn] = []
     refused: list[str] = []
     for place in permutation(len(with_image), seed=seed, stream="explain").tolist():
         if len(drawn) == count or len(refused) == _TRIED:
@@ -155,15 +165,23 @@ def _drawn(data: StageData, count: int, seed: int) -> list[_Drawn]:
     return drawn
 
 
-def _explained(
-    vlm: Vlm,
-    name: str,
-    sample: Sample,
-    pictures: tuple[Image.Image, ...],
-    rule: Rule,
-    data: StageData,
-    spans: dict[str, Spans],
+def spans_in(data: StageData, drawn: Sequence[Drawn]) -> dict[str, Spans]:
+    """The visual words of the drawn samples' answers, where the data's files know them."""
+    answers = {turn.text for sample, _ in drawn for turn in sample.turns if turn.role == "assistant"}
+    spans: dict[str, Spans] = {}
+    for records in data.sources:
+        spans |= spans_of(records.files.paths, answers)
+    return spans
+
+
+def explain_drawn(
+    vlm: Vlm, name: str, drawn: Drawn, rule: Rule, data: StageData, spans: dict[str, Spans]
 ) -> Explanation:
+    """
+    Raises:
+        DataError: the model cannot read the sample; names it.
+    """
+    sample, pictures = drawn
     try:
         return explain_sample(
             vlm,

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from dpa.analyze.runs import LINES
 from dpa.errors import UserError
 from dpa.recipe import STAGES, MethodName, Recipe, StageName, dump_recipe
 from dpa.results import ARTEFACTS, folder_of
@@ -85,16 +86,22 @@ class RunFolder:
             self.summary["methods"][method]["checkpoint"] = os.path.relpath(folder / ARTEFACTS[stage], self.path)
         self.write_summary()
 
-    def write_metrics(self, method: MethodName, entries: dict[StageName, Entry]) -> None:
-        """``metrics.jsonl``: the stages' files, in the order of the stages."""
-        target = self.of(method) / "metrics.jsonl"
-        temporary = target.with_name("metrics.jsonl.tmp")
+    def write_lines(self, method: MethodName, entries: dict[StageName, Entry]) -> None:
+        """``metrics.jsonl`` and its like: the stages' files, in the order of the stages; none where no stage has one."""
+        for name in LINES:
+            found = [entries[stage].folder / name for stage in STAGES if stage in entries]
+            self._gather([path for path in found if path.is_file()], self.of(method) / name)
+
+    def _gather(self, files: list[Path], target: Path) -> None:
+        temporary = target.with_name(f"{target.name}.tmp")
         with disk_errors(target):
+            if not files:
+                target.unlink(missing_ok=True)  # of an earlier start with other settings
+                return
             with open(temporary, "wb") as out:
-                for stage in STAGES:
-                    if stage in entries:
-                        with open(entries[stage].folder / "metrics.jsonl", "rb") as file:
-                            shutil.copyfileobj(file, out)
+                for path in files:
+                    with open(path, "rb") as file:
+                        shutil.copyfileobj(file, out)
             os.replace(temporary, target)
 
     def write_manifest(self, entries: dict[MethodName, dict[StageName, Entry]]) -> None:

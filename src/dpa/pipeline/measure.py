@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dpa.analyze.runs import PROBES
 from dpa.evaluate.benchmarks import run_benchmarks
 from dpa.evaluate.scores import PREDICTIONS
 from dpa.lab.probe import ProbeSet, make_probe_set, probe
@@ -21,8 +22,6 @@ from dpa.store import disk_errors, write_json, write_text
 
 log = get_logger(__name__)
 
-PROBES = "probe.jsonl"
-"""In the working folder and the entry of stage 2: a line per probe, ``step`` and the names of ``lab.probe.probe``."""
 MEASUREMENTS = "measurements.json"
 """In a method's folder: name -> number, whatever a comparison of runs may tabulate beside the summary's figures."""
 

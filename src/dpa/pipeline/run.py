@@ -134,7 +134,7 @@ def run(recipe: Recipe, *, until: str | None = None) -> RunResult:
                 entry, reused = _run_stage(recipe, method, stage, inputs, entries[method], store, folder, ranks)
                 entries[method][stage] = entry
                 ranks.main_alone(partial(folder.stage_done, method, stage, entry, reused=reused))
-            ranks.main_alone(partial(folder.write_metrics, method, entries[method]))
+            ranks.main_alone(partial(folder.write_lines, method, entries[method]))
         ranks.main_alone(lambda: _finish(recipe, folder, entries, evaluates="finetune" in stages))
         return RunResult(folder=folder.path, summary=ranks.from_main(folder.summary))
 

@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig
 
+from dpa.analyze.runs import MAPS, METRICS, PROBES
 from dpa.data.chat import ENCODING_VERSION
 from dpa.data.probe import probe_digest
 from dpa.errors import CheckpointError
@@ -27,7 +28,8 @@ from dpa.models.vlm import Vlm, build_vlm
 from dpa.pipeline.during import during
 from dpa.pipeline.folder import versions
 from dpa.pipeline.inputs import Inputs, StageInput, settings_of
-from dpa.pipeline.measure import PROBES, watch_pretrain
+from dpa.pipeline.maps import watch_relevance
+from dpa.pipeline.measure import OnStep, watch_pretrain
 from dpa.recipe import MethodName, Recipe, StageName
 from dpa.results import ARTEFACTS
 from dpa.store import Entry, disk_errors
@@ -190,9 +192,7 @@ def run_stage(run: StageRun) -> tuple[Path, dict[str, Any]]:
     made = ranks.together(lambda: row.join(run))
     trainable = set_trainable(made.model, run.stage)
     log.info("%s", trainable)
-    hook = None
-    if run.stage == "pretrain" and made.vlm is not None and ranks.is_main:
-        hook = watch_pretrain(run.recipe, made.vlm, run.entry.partial, dtype=compute_dtype(run.recipe.train))
+    batches = run.data.batches(run.recipe, run.settings, run.inputs.rules)
     job = StageJob(
         stage=run.stage,
         model=made.model,
@@ -203,14 +203,14 @@ def run_stage(run: StageRun) -> tuple[Path, dict[str, Any]]:
         train=run.recipe.train,
         parallel=run.recipe.parallel,
         seed=run.recipe.seed,
-        batches=run.data.batches(run.recipe, run.settings, run.inputs.rules),
+        batches=batches,
         reference=ranks.together(lambda: _reference(run)),
         caches=_caches(run),
         work=run.entry.partial,
         fingerprint=run.entry.key,
         log_dir=run.log_dir,
         evaluate=_during(run, made),
-        on_step=() if hook is None else (hook,),
+        on_step=_hooks(run, made, steps=batches.steps),
     )
     proof = ranks.main_alone(lambda: row.prove(run, made))
     result = train_stage(job)
@@ -228,6 +228,19 @@ def run_stage(run: StageRun) -> tuple[Path, dict[str, Any]]:
     return artefact, manifest
 
 
+def _hooks(run: StageRun, made: Made, *, steps: int) -> tuple[OnStep, ...]:
+    """What looks at the model in training, on rank 0; none of it changes anything."""
+    recipe, vlm, work = run.recipe, made.vlm, run.entry.partial
+    if vlm is None or not run.ranks.is_main:
+        return ()
+    hooks = [watch_pretrain(recipe, vlm, work, dtype=run.frozen_dtype)] if run.stage == "pretrain" else []
+    if recipe.parallel == "ddp" or run.ranks.world == 1:  # else no rank has the whole model while it trains
+        hooks.append(
+            watch_relevance(recipe, run.method, run.stage, run.data, vlm, work, steps=steps, dtype=run.frozen_dtype)
+        )
+    return tuple(hook for hook in hooks if hook is not None)
+
+
 def _during(run: StageRun, made: Made) -> Callable[[int], Mapping[str, Any] | None] | None:
     if run.stage != "finetune":
         return None
@@ -240,9 +253,10 @@ def _keep(run: StageRun, made: Made, result: StageResult, artefact: Path) -> dic
         shutil.rmtree(artefact, ignore_errors=True)
         artefact.mkdir()
         kept = STAGE_TABLE[run.stage].keep(run, made, artefact)
-        shutil.copyfile(result.metrics, artefact / "metrics.jsonl")
-        if (run.entry.partial / PROBES).is_file():
-            shutil.copyfile(run.entry.partial / PROBES, artefact / PROBES)
+        shutil.copyfile(result.metrics, artefact / METRICS)
+        for name in (PROBES, MAPS):
+            if (run.entry.partial / name).is_file():
+                shutil.copyfile(run.entry.partial / name, artefact / name)
     return kept
 
 

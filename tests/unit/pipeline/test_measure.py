@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import dpa
+from dpa.analyze.runs import PROBES
 from dpa.lab.make import make_lab
 from dpa.models.legacy import read_connector
-from dpa.pipeline.measure import MEASUREMENTS, PROBES
+from dpa.pipeline.measure import MEASUREMENTS
 from dpa.recipe import Recipe
 
 STAGE = {"global_batch": 2, "micro_batch": 2, "max_length": 256, "save_steps": 2}

@@ -1,0 +1,92 @@
+"""Relevance maps on a stage's way: where and what they are, and that the training does not notice them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import dpa
+from dpa.analyze.maps import read_maps
+from dpa.analyze.runs import MAPS, read_run
+from dpa.errors import ModelError
+from dpa.models.legacy import read_connector
+from dpa.pipeline import maps
+from dpa.pipeline.explain import explain_samples
+from dpa.recipe import load_recipe
+from dpa.testing.project import write_project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its LLM has dropout, so that a number drawn too much or a flag left behind changes the weights."""
+    path = write_project(tmp_path_factory.mktemp("maps") / "project")
+    config = path.parent / "llm" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"attention_dropout": 0.3}))
+    return path
+
+
+def made(project: Path, name: str, **given: Any) -> Path:
+    store = str(project.parent / f"store-{name}")
+    settings = {"name": name, "store": store, "methods": ["dpa"], "stages.pretrain.max_steps": 7}
+    return dpa.run(load_recipe(project, settings | given)).folder
+
+
+@pytest.fixture(scope="module")
+def watched(project: Path) -> Path:
+    return made(project, "watched", **{"evaluate.maps": 2})
+
+
+def test_moments() -> None:
+    assert [sorted(maps.moments(steps)) for steps in (0, 1, 3, 5)] == [[], [1], [1, 2, 3], [1, 2, 3, 4, 5]]
+    assert sorted(maps.moments(2181)) == [1, 546, 1091, 1636, 2181]
+
+
+def test_the_training_does_not_notice(project: Path, watched: Path) -> None:
+    plain = made(project, "plain", **{"evaluate.maps": 0})
+    assert not (plain / MAPS).exists()
+    keys = [
+        {name: stage["key"] for name, stage in read_run(folder).summary["methods"]["dpa"]["stages"].items()}
+        for folder in (watched, plain)
+    ]
+    assert keys[0] == keys[1]
+    first, second = (read_connector(folder / "connector" / "mm_projector.bin") for folder in (watched, plain))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    first, second = (load_file(folder / "checkpoint" / "model.safetensors") for folder in (watched, plain))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_is_kept(watched: Path) -> None:
+    stages = read_maps(read_run(watched).lines("dpa", MAPS))
+    assert [(stage.stage, stage.objective) for stage in stages] == [("pretrain", "cmo"), ("finetune", "cmo")]
+    pretrain, finetune = stages
+    for sample in pretrain.samples:
+        assert [step for step, _ in sample.steps] == [1, 2, 4, 6, 7]
+        assert sample.pictures[0][0].startswith("data:image/png;base64,")
+        texts = {tuple(token.text for token in tokens) for _, tokens in sample.steps}
+        assert len(texts) == 1
+    assert finetune.samples[0].prompts[0].startswith("what is it")
+    # the last step's numbers are those of the stage's model, and the samples are dpa explain's
+    rows = explain_samples([str(watched)], samples=2)
+    for (explanation,), sample in zip(rows, pretrain.samples, strict=True):
+        assert explanation.sample == sample.name
+        for told, kept in zip(explanation.tokens, sample.steps[-1][1], strict=True):
+            assert kept.text == told.text
+            assert kept.logp_with == pytest.approx(told.logp_with, abs=2e-5)  # stored with five decimals
+            assert kept.relevance == pytest.approx(told.relevance, abs=2e-5)
+
+
+def test_a_map_that_cannot_be_made_stops_nothing(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise ModelError("no text-only pass")
+
+    monkeypatch.setattr(maps, "explain_drawn", refuse)
+    folder = made(project, "refused", **{"methods": ["vanilla"]})
+    assert not (folder / MAPS).exists()
+    assert "no relevance maps" in caplog.text
