@@ -87,6 +87,6 @@ def test_a_map_that_cannot_be_made_stops_nothing(
         raise ModelError("no text-only pass")
 
     monkeypatch.setattr(maps, "explain_drawn", refuse)
-    folder = made(project, "refused", **{"methods": ["vanilla"]})
+    folder = made(project, "refused", methods=["vanilla"])
     assert not (folder / MAPS).exists()
     assert "no relevance maps" in caplog.text
