@@ -1,4 +1,4 @@
-"""The report's relevance maps: per sample its picture, and per step a row of tokens in one colour scale for the page."""
+"""The report's relevance maps: per sample its picture, and per step a row of tokens, all in one colour scale."""
 
 from __future__ import annotations
 
