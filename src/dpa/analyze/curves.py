@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 METHOD_COLOURS: dict[str, str] = {
     "dpa": "--dpa",
@@ -198,6 +199,7 @@ def _panel(title: str, about: str, lines: Mapping[str, _Line], *, top: float | N
             solid_joinstyle="round",
         )
     _dress(axes, ink("--soft"), ink("--line"))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.set_xlabel("step", color=ink("--soft"), fontsize=8, loc="right", labelpad=1)
     if top is not None:
         axes.set_ylim(0, top * 1.02)

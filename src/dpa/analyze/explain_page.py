@@ -216,7 +216,7 @@ def signed(value: float) -> str:
 
 
 def embedded(picture: Image.Image) -> tuple[str, bool]:
-    """A data URI for a page (large pictures scaled down), and whether it is small: enlarge with hard edges."""
+    """A data URI for a page (large pictures scaled down), and whether it is small: to be enlarged with hard edges."""
     small = max(picture.size) <= _PIXELATED_SIDE
     shown = picture.copy()
     shown.thumbnail((_EMBEDDED_SIDE, _EMBEDDED_SIDE))

@@ -1,7 +1,8 @@
-"""The report's relevance maps: per sample its picture, per step a row of tokens, one colour scale for the page."""
+"""The report's relevance maps: per sample its picture, and per step a row of tokens, all in one colour scale."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -48,6 +49,7 @@ class SampleMaps:
 
     stage: str
     name: str
+    """Its number and file; folders are left out."""
     prompts: tuple[str, ...]
     pictures: tuple[tuple[str, bool], ...]
     methods: tuple[MethodSteps, ...]
@@ -101,7 +103,7 @@ def _samples(methods: Mapping[str, Sequence[StageMaps]], scale: float) -> Iterat
         _, first = next(iter(of.values()))
         yield SampleMaps(
             stage=stage_name,
-            name=name,
+            name=re.sub(r"[^\s(]*/", "", name),
             prompts=tuple(prompt for prompt in first.prompts if prompt),
             pictures=first.pictures,
             methods=tuple(

@@ -18,7 +18,7 @@ PROBES = "probe.jsonl"
 MAPS = "maps.jsonl"
 """Of stages 2 and 3: relevance of the tokens of a few samples; see ``analyze.maps``."""
 LINES = (METRICS, PROBES, MAPS)
-"""Files of lines that a stage leaves beside its artefact and a run gathers, a method's stages in their order."""
+"""Files of lines that a stage leaves beside its artefact and a run's folder gathers, in the order of the stages."""
 
 
 @dataclass(frozen=True, slots=True)

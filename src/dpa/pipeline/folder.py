@@ -87,7 +87,7 @@ class RunFolder:
         self.write_summary()
 
     def write_lines(self, method: MethodName, entries: dict[StageName, Entry]) -> None:
-        """``metrics.jsonl`` and its like: the stages' files in their order; none where no stage has one."""
+        """``metrics.jsonl`` and its like: the stages' files, in their order; none where no stage has one."""
         for name in LINES:
             found = [entries[stage].folder / name for stage in STAGES if stage in entries]
             self._gather([path for path in found if path.is_file()], self.of(method) / name)
