@@ -84,9 +84,12 @@ def cells_of(run: Run) -> Iterator[Cell]:
 def name_of(method: str, recipe: dict[str, Any]) -> str:
     """The method, and what of stage 2's objective the recipe has changed."""
     stage = recipe["stages"]["pretrain"]
+    if (stage["objective"], stage["window"]) == ("prior", 1):
+        return f"{method}-prior"
     changed = [str(stage["objective"])] if stage["objective"] is not None else []
     changed += [f"window {stage['window']}"] if stage["window"] != 3 and method != "vanilla" else []
-    return ", ".join([method, *changed])
+    last = recipe["stages"]["finetune"]["objective"]
+    return ", ".join([method, *changed, *([] if last is None else [f"stage 3 {last}"])])
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -180,7 +183,7 @@ def draw(cells: Cells, level: str, folder: Path) -> None:
         ):
             _dots(axes, cells, f"{stage}.lab.accuracy", title)
         _save(figure, folder / f"study-accuracy-{language}")
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        figure = Figure(figsize=(10.5, 3.4), layout="constrained")
         names = ("visual_logp", "linguistic_logp", "auc_cmo")
         titles = ("visual words, nats", "linguistic words, nats", "AUC of p_w - p_o")
         for axes, name, title in zip(figure.subplots(1, 3), names, titles, strict=True):
@@ -222,7 +225,7 @@ def _lines(axes: Axes, cells: Cells, name: str, title: str) -> None:
     axes.grid(alpha=0.3)
     if name.startswith("auc"):
         axes.axhline(0.5, color="#888888", linewidth=0.8, linestyle=":")
-        axes.legend(fontsize=7, frameon=False)
+        axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _save(figure: Figure, path: Path) -> None:
