@@ -120,7 +120,7 @@ class Store:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns a full or read-only disk into a message."""
+    """Turns a full or read-only disk, or a file where a folder must be (or the reverse), into a message."""
     try:
         yield
     except OSError as error:
@@ -128,6 +128,10 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"{path}: {error.strerror}; nothing finished is lost: "
                 "free space or mend permissions, then start the same command again"
+            ) from None
+        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+            raise UserError(
+                f"{path} cannot be written: {error.strerror}: {error.filename}; give another path, or move that away"
             ) from None
         raise
 
