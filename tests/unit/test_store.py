@@ -103,3 +103,12 @@ def test_file_digests_follow_content(tmp_path: Path) -> None:
     assert FileDigests(tmp_path / "digests.json").folder(folder, suffixes=(".json",)) == first
     write_json(folder / "config.json", {"a": 1})
     assert digests.folder(folder, suffixes=(".json",)) != first
+
+
+def test_a_file_where_a_folder_must_be_is_a_message(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="choose another place"), disk_errors(folder):
+            folder.mkdir(exist_ok=True)
+    with pytest.raises(UserError, match="choose another place"), disk_errors(tmp_path):
+        write_json(tmp_path, {})

@@ -21,6 +21,9 @@ from dpa.store import disk_errors, write_text
 
 BASELINE = "vanilla"
 
+LETTER_RULES = ("mmbench", "ai2d")
+"""Benchmarks whose answers are read by VLMEvalKit's letter rules, which depend on its date."""
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -87,7 +90,8 @@ class Comparison:
 
     def latex(self) -> str:
         """The table; differences and notes as comments below."""
-        below = [*(_sentence(item) for item in self.differences), *self.notes]
+        names = ("" if item.benchmark == AVERAGE else f"{item.benchmark}: " for item in self.differences)
+        below = [*(name + _sentence(item) for name, item in zip(names, self.differences, strict=True)), *self.notes]
         return "\n".join([as_latex(self.table), *(f"% {line}" for line in below)])
 
     def csv(self) -> str:
@@ -135,7 +139,8 @@ def compare_runs(
         baseline: name of a column that all others are compared with.
 
     Raises:
-        UserError: a folder holds nothing to compare, or no column has the baseline's name.
+        UserError: a folder holds nothing to compare, no column has the baseline's name, or columns were scored by
+            different rules.
         CheckpointError: stored scores are broken.
     """
     columns = read_columns(folders, combine=combine)
@@ -145,7 +150,9 @@ def compare_runs(
         raise UserError(f"nothing to compare: no evaluation in {', '.join(map(str, folders))} (evaluate.benchmarks)")
     if baseline is not None and baseline not in [column.name for column in columns]:
         raise UserError(f"no column {baseline!r} to compare with; there are {', '.join(c.name for c in columns)}")
+    _check_rules(columns)
     below, notes = _matching(paper or {}, columns, benchmarks)
+    notes += _partial(columns, benchmarks)
     table = method_table(columns, benchmarks, below)
     rows = {row.name: row for row in table.rows}
     results: dict[str, dict[str, dict[str, Any]]] = {}
@@ -158,6 +165,37 @@ def compare_runs(
                 results.setdefault(name, {})[column.name] = combined(found, low_high)
     differences, told = _differences(columns, benchmarks, baseline)
     return Comparison(table=table, results=results, differences=tuple(differences), notes=(*notes, *told))
+
+
+def _check_rules(columns: Sequence[Column]) -> None:
+    """All numbers of a table are of one profile; of VLMEvalKit's letter rules too, where they decide."""
+    letters: dict[str, str] = {}
+    profiles: dict[str, str] = {}
+    for column in columns:
+        for name, result in (of for seed in column.seeds for of in seed.results.items()):
+            if "profile" not in result:
+                continue  # the lab has one way of reading answers
+            where, profile = f"{column.name}, {name}", result["profile"]
+            profiles.setdefault(profile, where)
+            if profile == "paper" and name in LETTER_RULES and "vlmevalkit" in result:
+                letters.setdefault(result["vlmevalkit"], where)
+    for setting, found in (("profile", profiles), ("vlmevalkit", letters)):
+        if len(found) > 1:
+            told = "; ".join(f"{where}: {value}" for value, where in found.items())
+            raise UserError(
+                f"scored by different rules, which are not comparable ({setting} of {told}); "
+                f"start dpa eval again with one --{setting}: answers that are there are only scored anew"
+            )
+
+
+def _partial(columns: Sequence[Column], benchmarks: Sequence[str]) -> list[str]:
+    """Which numbers are of a part of the questions; a table's cells do not show it."""
+    notes = []
+    for name in benchmarks:
+        found = [c.name for c in columns if any(seed.results.get(name, {}).get("partial") for seed in c.seeds)]
+        if found:
+            notes.append(f"{name}: {', '.join(found)} answered a part of the questions (--limit)")
+    return notes
 
 
 def _matching(paper: Paper, columns: Sequence[Column], benchmarks: Sequence[str]) -> tuple[Paper, list[str]]:

@@ -20,6 +20,7 @@ from dpa.evaluate.paper import PaperRow
 from dpa.evaluate.scores import write_results
 from dpa.evaluate.settings import PAPER, SETS, EvaluateSettings, expand_names
 from dpa.evaluate.tables import accuracy_table, percent
+from dpa.store import disk_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ def evaluate_checkpoint(
             folder.with_name(folder.name + ".eval") if folder.is_dir() else Path("eval", checkpoint.replace("/", "--"))
         )
     processor = open_processor(checkpoint)
+    with disk_errors(out):  # before a model is loaded and answers are made that nothing can keep
+        out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         model = load_model(checkpoint, names[0]) if len(names) == 1 else stack.enter_context(Devices(checkpoint, names))
         results = run_benchmarks(model, processor, settings, out, progress=progress)

@@ -176,8 +176,8 @@ def test_rows_of_the_paper_where_the_setting_matches(tmp_path: Path) -> None:
     assert {name: number.value for name, number in row.numbers.items()} == {"mmvp": 40.0}
     assert "averages are left out: they are of seven benchmarks, MMBench, DocVQA" in comparison.notes[0]
     assert (row.wins, row.numbers["mmvp"].interval) == (None, None)
-    folders.append(write_scored(tmp_path / "b", {"mmvp": 30}, profile="strict"))
-    comparison = compare_runs(folders, paper=paper)
+    strict = write_scored(tmp_path / "b", {"mmvp": 30}, profile="strict")
+    comparison = compare_runs([strict], paper=paper)
     assert comparison.table.paper == ()
     assert "left out: b, mmvp: profile strict" in comparison.text()
     part = write_scored(tmp_path / "c", {"mmvp": 30}, partial=True)
@@ -235,3 +235,31 @@ def test_the_papers_averages_below_all_seven(tmp_path: Path) -> None:
     assert comparison.table.benchmarks == (*PAPER, "average")
     with pytest.raises(UserError, match="no row 'x' of the paper"):
         paper_rows("x")
+
+
+def write_folder(folder: Path, name: str, **others: object) -> Path:
+    write_scores(scores_path(folder, name), scored(20))
+    write_results(folder, str(folder), {name: {**result(20), "profile": "paper", "vlmevalkit": "2025-05", **others}})
+    return folder
+
+
+def test_numbers_of_different_rules_are_no_table(tmp_path: Path) -> None:
+    ours = write_folder(tmp_path / "ours", "ai2d")
+    with pytest.raises(UserError, match="profile of ours, ai2d: paper; strict, ai2d: strict"):
+        compare_runs([ours, write_folder(tmp_path / "strict", "ai2d", profile="strict")])
+    with pytest.raises(UserError, match="profile of ours, ai2d: paper; other, mmvp: strict"):
+        compare_runs([ours, write_folder(tmp_path / "other", "mmvp", profile="strict")])
+    with pytest.raises(UserError, match="vlmevalkit of ours, ai2d: 2025-05; new, ai2d: 2026-08"):
+        compare_runs([ours, write_folder(tmp_path / "new", "ai2d", vlmevalkit="2026-08")])
+    other = write_folder(tmp_path / "mmvp", "mmvp", vlmevalkit="2026-08")  # which does not concern MMVP
+    assert len(compare_runs([ours, other]).table.rows) == 2
+
+
+def test_partial_numbers_are_said_to_be(tmp_path: Path) -> None:
+    folders = [write_folder(tmp_path / "ours", "ai2d"), write_folder(tmp_path / "part", "ai2d", partial=True)]
+    for text in (compare_runs(folders).text(), compare_runs(folders).latex()):
+        assert "ai2d: part answered a part of the questions (--limit)" in text
+
+
+def test_latex_says_whose_difference(run_folder: Path) -> None:
+    assert "% lab: dpa - vanilla: +25.0 points" in compare_runs([run_folder]).latex()
