@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from dpa.analyze.runs import read_run
-from dpa.lab.probe import Words, make_probe_set, read_words, roc_auc
+from dpa.lab.probe import Words, make_probe_set, read_words
 from dpa.models.settings import ModelSettings
 from dpa.models.vlm import build_vlm
-from dpa.objectives import token_weights
+from dpa.objectives import roc_auc, token_weights
 
 
 def candidates(words: Words) -> dict[str, tuple[Tensor, float, float]]:

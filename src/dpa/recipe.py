@@ -135,6 +135,13 @@ class Recipe(Strict):
                 "train.compile is not for fidelity official, which sets hooks that compiled layers do not call: leave "
                 "train.compile off, or choose fidelity exact"
             )
+        for name, stage in (("proxy", self.stages.proxy), ("finetune", self.stages.finetune)):
+            if stage.objective == "spans":
+                raise ValueError(f"stages.{name}.objective spans: only stage 2's captions are marked (visual_spans)")
+        if self.stages.pretrain.objective == "spans" and self.stages.pretrain.format != "plain":
+            raise ValueError(
+                "stages.pretrain.objective spans reads what captions mark: set stages.pretrain.format=plain"
+            )
         if self.evaluate.benchmarks and self.evaluate.data is None:
             raise ValueError("evaluate.benchmarks needs evaluate.data, the folder of the benchmark's files")
         if self.evaluate.every_steps is not None and not self.evaluate.benchmarks:

@@ -66,6 +66,9 @@ class Batch:
     none: from ``TextCache``, in place of the text-only pass."""
     logit_without: Tensor | None = None
     """float32 [N], the labels' raw logits of the same pass, for objectives that read them."""
+    marked: Tensor | None = None
+    """float32 [N], 1 where the data marks a supervised token as visual, 0 where not, NaN in samples without marks.
+    None: not asked for, or no sample has any."""
 
     @property
     def has_image(self) -> Tensor:

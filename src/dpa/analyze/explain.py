@@ -18,12 +18,12 @@ from PIL import Image
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from dpa.analyze.truth import Spans, roc_auc, visual_tokens
+from dpa.analyze.truth import visual_tokens
 from dpa.data.chat import Encoded, encode_chat, encode_plain
 from dpa.data.collate import collate
 from dpa.data.dataset import Item
 from dpa.data.images import ImageMode, ImageTransform, load_image
-from dpa.data.samples import IMAGE_MARKER, Sample, Turn
+from dpa.data.samples import IMAGE_MARKER, Sample, Spans, Turn
 from dpa.errors import DataError, UserError
 from dpa.models.checkpoint_io import load_checkpoint
 from dpa.models.contrast import contrast
@@ -31,7 +31,7 @@ from dpa.models.foreign import checkpoint_folder
 from dpa.models.proxy import merge_proxy
 from dpa.models.text_pass import TextPositions
 from dpa.models.vlm import Vlm
-from dpa.objectives import OBJECTIVES, objective, relevance, token_weights, weight_health, weight_stats
+from dpa.objectives import OBJECTIVES, objective, relevance, roc_auc, token_weights, weight_health, weight_stats
 
 KINDS = tuple(name for name, row in OBJECTIVES.items() if row.needs_without)
 """Objectives that compare with the text alone; uniform has nothing to explain."""
@@ -233,6 +233,7 @@ def explain(
         turns=(Turn("user", f"{IMAGE_MARKER}\n{prompt or ''}".strip()), Turn("assistant", text)),
         images=("image",),
         where="picture in memory" if isinstance(image, Image.Image) else str(image),
+        visual_spans=visual_spans,
     )
     if isinstance(checkpoint, Vlm):
         vlm = checkpoint
@@ -241,10 +242,7 @@ def explain(
     else:
         vlm = open_vlm(checkpoint, proxy=proxy)
     known = name if name is not None else "model" if isinstance(checkpoint, Vlm) else name_of(checkpoint, proxy)
-    spans = {} if visual_spans is None else {text: visual_spans}
-    return explain_sample(
-        vlm, sample, (picture,), rule, checkpoint=known, plain=prompt is None, max_length=MAX_LENGTH, spans=spans
-    )
+    return explain_sample(vlm, sample, (picture,), rule, checkpoint=known, plain=prompt is None, max_length=MAX_LENGTH)
 
 
 def open_vlm(source: str | Path, *, proxy: Path | None = None) -> Vlm:
@@ -294,7 +292,6 @@ def explain_sample(
     checkpoint: str,
     plain: bool,
     max_length: int,
-    spans: dict[str, Spans],
     max_pixels: int = MAX_IMAGE_PIXELS,
 ) -> Explanation:
     """A sample of training data as it would be trained on.
@@ -304,7 +301,6 @@ def explain_sample(
         checkpoint: the model's name.
         plain: stage 2's format, else the chat template.
         max_length: tokens.
-        spans: answer -> its visual words, where they are known.
 
     Raises:
         DataError: the sample cannot be used; the reason alone.
@@ -325,7 +321,7 @@ def explain_sample(
         prompts=asked,
         pictures=tuple(pictures),
         image_mode=transform.mode,
-        tokens=tuple(_with_truth(tokens, answers, spans)),
+        tokens=tuple(_with_truth(tokens, answers, sample.visual_spans)),
     )
 
 
@@ -393,10 +389,13 @@ def _pieces(tokenizer: Any, encoded: Encoded) -> Iterator[str]:
         before = supervised
 
 
-def _with_truth(tokens: Sequence[Token], answers: Sequence[str], spans: dict[str, Spans]) -> Iterator[Token]:
+def _with_truth(tokens: Sequence[Token], answers: Sequence[str], spans: Spans | None) -> Iterator[Token]:
+    """Marks the tokens of a single answer; spans of several would not say of which."""
     for segment, answer in enumerate(answers):
         own = [token for token in tokens if token.segment == segment]
-        flags = visual_tokens([token.text for token in own], answer, spans[answer]) if answer in spans else None
+        flags = None
+        if spans is not None and len(answers) == 1:
+            flags = visual_tokens([token.text for token in own], answer, spans)
         for token, flag in zip(own, flags or [None] * len(own), strict=True):
             yield Token(
                 token.text, token.logp_with, token.logp_without, token.relevance, token.weight, token.segment, flag
@@ -428,5 +427,8 @@ def health_of(explanations: Sequence[Explanation]) -> Health:
         mean_weight=health["mean_weight"],
         share_at_minimum=health["share_at_minimum"],
         share_at_maximum=health["share_at_maximum"],
-        auc=roc_auc([score for score, _ in judged], [visual for _, visual in judged]),
+        auc=roc_auc(
+            torch.tensor([score for score, _ in judged], dtype=torch.float64),
+            torch.tensor([visual for _, visual in judged], dtype=torch.bool),
+        ),
     )

@@ -1,4 +1,4 @@
-"""What is known about which words are visual, and how well a number per token finds them.
+"""What is known about which words are visual.
 
 The lab writes the truth into its caption files: ``visual_spans``, character ranges of the visual words of a caption.
 Anybody's records may carry the same key.
@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dpa.data.json_rows import SUFFIXES, json_rows, layout_of
+from dpa.data.samples import Spans
 from dpa.errors import DataError
 
 KEY = "visual_spans"
-Spans = tuple[tuple[int, int], ...]
-"""Character ranges [start, end) of a caption."""
 
 
 def spans_of(files: Iterable[Path], captions: Collection[str]) -> dict[str, Spans]:
@@ -88,25 +86,3 @@ def visual_tokens(pieces: Sequence[str], text: str, spans: Spans) -> list[bool |
         flags.append(bool(inside[places].any()) if places else None)
         at += len(piece)
     return flags
-
-
-def roc_auc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
-    """Probability that a positive's score is above a negative's, ties counted half (area under the ROC curve).
-
-    None where there is no positive or no negative. NaN scores are the caller's to leave out.
-    """
-    score_N, positive_N = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
-    assert not np.isnan(score_N).any()
-    positives, negatives = int(positive_N.sum()), int((~positive_N).sum())
-    if not positives or not negatives:
-        return None
-    above = float(_mean_ranks(score_N)[positive_N].sum()) - positives * (positives + 1) / 2
-    return above / (positives * negatives)
-
-
-def _mean_ranks(score_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    """From 1; equal scores share the mean of their ranks (Mann-Whitney)."""
-    _, inverse_N, count_U = np.unique(score_N, return_inverse=True, return_counts=True)
-    last_U = np.cumsum(count_U)
-    ranks: NDArray[np.float64] = (last_U - (count_U - 1) / 2)[inverse_N]
-    return ranks

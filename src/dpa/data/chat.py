@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from jinja2.exceptions import TemplateError
 
-from dpa.data.samples import IMAGE_MARKER, Sample
+from dpa.data.samples import IMAGE_MARKER, Sample, Spans
 from dpa.errors import DataError
 from dpa.types import TextRules
 
@@ -36,6 +36,8 @@ class Encoded:
     """Per image: first placeholder and one past the last."""
     cut: int = 0
     """Tokens beyond ``max_length`` that were cut away."""
+    marked: list[bool] | None = None
+    """Length T: the token overlaps one of the sample's ``visual_spans``; None: not asked for, or not marked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ def encode_plain(
     max_length: int,
     with_image: bool,
     document_start: bool = False,
+    marks: bool = False,
 ) -> Encoded:
     """``[BOS] [image placeholders] caption newline``; the caption and its newline are supervised.
 
@@ -89,6 +92,7 @@ def encode_plain(
         with_image: False leaves images out (stage 1).
         document_start: of a family without BOS, begin with the token that starts its documents, so that the caption's
             first token is learned where the text-only pass of stage 2 will ask for it.
+        marks: also which tokens the sample marks as visual.
 
     Raises:
         DataError: the sample cannot be used; the message is the reason alone, without the sample's name.
@@ -100,6 +104,8 @@ def encode_plain(
         raise DataError("nothing to learn: the caption is empty")
     if with_image:
         _check_markers(sample)
+    if marks and sample.images and sample.visual_spans is None:
+        raise DataError("not marked: objective spans needs visual_spans in every caption with an image; [] if none")
     first = rules.document_start_id if document_start and rules.bos_id is None else rules.bos_id
     ids = [] if first is None else [first]
     spans = []
@@ -107,16 +113,33 @@ def encode_plain(
         spans.append((len(ids), len(ids) + rules.image_tokens))
         ids += [rules.image_token_id] * rules.image_tokens
     start = len(ids)
-    caption: list[int] = tokenizer(
+    read = tokenizer(
         f"{answers[0]}\n",
         add_special_tokens=False,
         split_special_tokens=True,
         return_attention_mask=False,
+        return_offsets_mapping=marks,
         verbose=False,
-    )["input_ids"]
+    )
+    caption: list[int] = read["input_ids"]
     _check_control(caption, tokenizer, rules)
     ids += caption
-    return _finish(ids, [place >= start for place in range(len(ids))], spans, max_length)
+    encoded = _finish(ids, [place >= start for place in range(len(ids))], spans, max_length)
+    if not marks or sample.visual_spans is None:
+        return encoded
+    marked = [False] * start + visual_tokens(sample.visual_spans, answers[0], read["offset_mapping"])
+    return replace(encoded, marked=marked[: len(encoded.input_ids)])
+
+
+def visual_tokens(spans: Spans, text: str, offsets: Sequence[tuple[int, int]]) -> list[bool]:
+    """For each token, given as characters of ``text``: whether it overlaps a span.
+
+    Raises:
+        DataError: a span ends beyond the text.
+    """
+    if any(end > len(text) for _, end in spans):
+        raise DataError(f"visual_spans beyond the text: {max(end for _, end in spans)} of {len(text)} characters")
+    return [any(begin < last and first < end for first, last in spans) for begin, end in offsets]
 
 
 def _check_control(ids: Sequence[int], tokenizer: Any, rules: TextRules) -> None:

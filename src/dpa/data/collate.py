@@ -50,9 +50,26 @@ def collate(items: Sequence[Item], rules: TextRules, *, filler: bool = False, te
         features=_joined([item.features for item in items]),
         logp_without=_joined([text.logp for text in texts]),
         logit_without=_joined([text.logit for text in texts]),
+        marked=None if filler else _marked(items),
     )
     _check(batch, rules, text_only=text_only)
     return batch
+
+
+def _marked(items: Sequence[Item]) -> Tensor | None:
+    """float32 [N]; NaN in samples that mark nothing, None where none does."""
+    if all(item.encoded.marked is None for item in items):
+        return None
+    parts = []
+    for item in items:
+        supervised = torch.tensor(item.encoded.supervised)
+        marked = item.encoded.marked
+        parts.append(
+            torch.full((int(supervised.sum()),), torch.nan)
+            if marked is None
+            else torch.tensor(marked)[supervised].float()
+        )
+    return torch.cat(parts)
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -67,7 +84,7 @@ def _check(batch: Batch, rules: TextRules, *, text_only: bool) -> None:
     images = 0 if read is None else read.shape[0]
     counts_B = torch.tensor(batch.image_counts)
     assert images == (0 if text_only else sum(batch.image_counts)), (batch.image_counts, images)
-    for numbers in (batch.logp_without, batch.logit_without):
+    for numbers in (batch.logp_without, batch.logit_without, batch.marked):
         assert numbers is None or len(numbers) == batch.supervised.sum(), (len(numbers), batch.supervised.sum())
     assert torch.equal(batch.is_image.sum(dim=1), counts_B * rules.image_tokens)
     assert torch.equal(batch.is_image & (batch.input_ids == rules.image_token_id), batch.is_image)

@@ -93,6 +93,7 @@ class StageData:
         max_image_pixels: int,
         reduced_decode: bool = False,
         document_start: bool = False,
+        marks: bool = False,
     ) -> None:
         """
         Args:
@@ -105,7 +106,7 @@ class StageData:
             transform: needed with images.
             max_image_pixels: larger images are refused before they are decoded.
             reduced_decode: JPEGs are decoded at a fraction of their size where that is enough (``load_image``).
-            document_start: see :func:`dpa.data.chat.encode_plain`.
+            document_start, marks: see :func:`dpa.data.chat.encode_plain`.
 
         Raises:
             ModelError: the tokenizer cannot say which characters a token stands for.
@@ -117,6 +118,7 @@ class StageData:
             )
         assert transform is not None or not with_images
         assert with_images or format == "plain", "only captions have a text-only form"
+        assert format == "plain" or not marks, "only captions are marked"
         self.sources = tuple(sources)
         self.tokenizer = tokenizer
         self.rules = rules
@@ -127,6 +129,7 @@ class StageData:
         self.max_image_pixels = max_image_pixels
         self.reduced_decode = reduced_decode
         self.document_start = document_start
+        self.marks = marks
         self.starts = (0, *itertools.accumulate(len(source) for source in self.sources))
         """First number of each source, and the number of all samples."""
 
@@ -191,6 +194,7 @@ class StageData:
                 max_length=self.max_length,
                 with_image=self.with_images,
                 document_start=self.document_start,
+                marks=self.marks,
             )
         return encode_chat(sample, self.tokenizer, self.rules, max_length=self.max_length)
 
@@ -231,6 +235,7 @@ class StageData:
             max_image_pixels=self.max_image_pixels,
             reduced_decode=self.reduced_decode,
             document_start=self.document_start,
+            marks=self.marks,
         )
 
     def _source_of(self, index: int) -> int:

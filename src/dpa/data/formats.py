@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from dpa.data.samples import IMAGE_MARKER, Role, Turn
+from dpa.data.samples import IMAGE_MARKER, Role, Spans, Turn
 from dpa.errors import DataError
 
 RowFormat = Literal["llava", "messages", "pixmo"]
@@ -40,6 +40,7 @@ class Row:
     id: str
     turns: tuple[Turn, ...]
     images: tuple[str, ...]
+    visual_spans: Spans | None = None
     file: int = 0
     """Place of its file among the source's files."""
 
@@ -57,9 +58,9 @@ class Context:
 
 
 COLUMNS: dict[RowFormat, tuple[str, ...]] = {
-    "llava": ("id", "conversations", "image", "images"),
-    "messages": ("id", "messages", "texts", "image", "images"),
-    "pixmo": ("id", "image_url", "caption"),
+    "llava": ("id", "conversations", "image", "images", "visual_spans"),
+    "messages": ("id", "messages", "texts", "image", "images", "visual_spans"),
+    "pixmo": ("id", "image_url", "caption", "visual_spans"),
 }
 """What is read of a row; other keys are ignored."""
 
@@ -98,6 +99,7 @@ def parse_row(format: RowFormat, value: Any, number: int, context: Context) -> R
         id=str(number) if value.get("id") is None else str(value["id"]),
         turns=normalise(turns, len(images)),
         images=images,
+        visual_spans=_spans(value.get("visual_spans"), where),
     )
     try:
         "\0".join([row.id, *images, *(turn.text for turn in row.turns)]).encode()
@@ -107,6 +109,21 @@ def parse_row(format: RowFormat, value: Any, number: int, context: Context) -> R
             "left by a tool that cut an emoji in two); remove it"
         ) from None
     return row
+
+
+def _spans(given: Any, where: str) -> Spans | None:
+    """``[[first, one past the last], ...]`` in characters of the caption."""
+    if given is None:
+        return None
+    if not isinstance(given, list) or not all(_is_span(span) for span in given):
+        raise DataError(
+            f"{where}: 'visual_spans' is {kind_of(given)}, expected a list of [first character, one past the last]"
+        )
+    return tuple((span[0], span[1]) for span in given)
+
+
+def _is_span(span: Any) -> bool:
+    return isinstance(span, list) and len(span) == 2 and all(type(at) is int for at in span) and 0 <= span[0] < span[1]
 
 
 _Parts = tuple[tuple[Turn, ...], tuple[str, ...]]

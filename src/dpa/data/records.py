@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, overload
 
@@ -30,7 +31,7 @@ __all__ = ["ROLES", "Records", "Sample", "Turn", "read_records"]
 
 READER_VERSION: Final = 2
 """Raise it when the same file no longer gives the same samples."""
-_INDEX_VERSION: Final = 2
+_INDEX_VERSION: Final = 3
 """Raise it when the index looks otherwise."""
 _ROWS: Final = 4096
 """Records per Arrow batch: what is unpacked around one record, and what is in memory while an index is written."""
@@ -42,6 +43,7 @@ _SCHEMA: Final = pa.schema(
         ("roles", pa.large_list(pa.int8())),  # places in ROLES
         ("texts", pa.large_list(pa.large_string())),
         ("images", pa.large_list(pa.large_string())),
+        ("visual_spans", pa.large_list(pa.int64())),  # first, end, first, end ...; null: not marked
     ]
 )
 
@@ -86,12 +88,15 @@ class Records(Sequence[Sample]):
         place = range(self._length)[index]  # negative places, IndexError
         batch, row = divmod(place if self._rows is None else int(self._rows[place]), _ROWS)
         columns = self._open()[0][batch]
-        file, number, name, roles, texts, images = (columns.column(at)[row].as_py() for at in range(len(_SCHEMA)))
+        file, number, name, roles, texts, images, marks = (
+            columns.column(at)[row].as_py() for at in range(len(_SCHEMA))
+        )
         return Sample(
             id=name,
             turns=tuple(Turn(ROLES[role], text) for role, text in zip(roles, texts, strict=True)),
             images=tuple(images),
             where=f"{self.files.paths[file]}, {self.files.unit} {number}",
+            visual_spans=None if marks is None else tuple(zip(marks[::2], marks[1::2], strict=True)),
         )
 
     def select(self, places: Indices) -> Records:
@@ -214,6 +219,10 @@ def _batch(rows: Sequence[Row]) -> Any:
         pa.LargeListArray.from_arrays(
             _offsets([len(row.images) for row in rows]),
             pa.array([name for row in rows for name in row.images], type=pa.large_string()),
+        ),
+        pa.array(
+            [None if row.visual_spans is None else list(chain.from_iterable(row.visual_spans)) for row in rows],
+            type=pa.large_list(pa.int64()),
         ),
     ]
     return pa.record_batch(arrays, schema=_SCHEMA)

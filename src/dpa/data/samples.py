@@ -8,6 +8,9 @@ from typing import Literal
 IMAGE_MARKER = "<image>"
 """Stands for an image in a turn's text (LLaVA's format)."""
 
+Spans = tuple[tuple[int, int], ...]
+"""First character and one past the last of each."""
+
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
@@ -32,6 +35,8 @@ class Sample:
     """Paths relative to the source's image folder, in the order of the markers; empty: text alone."""
     where: str
     """File and record (or line), for messages."""
+    visual_spans: Spans | None = None
+    """Characters of the caption that say something about the picture, as the file marks them; None: not marked."""
 
     @property
     def markers(self) -> int:

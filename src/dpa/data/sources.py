@@ -6,7 +6,7 @@ import glob
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,7 +135,7 @@ class Opened:
                     return embedded_name(file, row, place)
 
                 row = parse_row(self.format, value, number, Context(where, name, urls))
-                yield Row(row.number, row.id, row.turns, row.images, file)
+                yield replace(row, file=file)
             if number == 0:
                 raise DataError(f"{path}: holds no sample; an empty file or list cannot be trained on")
 

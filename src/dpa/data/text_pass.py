@@ -85,6 +85,7 @@ def _key(data: StageData) -> str:
             "with_images": data.with_images,
             "document_start": data.document_start,
             "max_length": data.max_length,
+            "marks": data.marks,
         }
     )
 

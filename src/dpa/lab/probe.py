@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,12 @@ from dpa.data.chat import encode_plain
 from dpa.data.collate import collate
 from dpa.data.dataset import Item
 from dpa.data.records import Sample, Turn
-from dpa.lab.language import LANGUAGES, Caption, Language, caption
+from dpa.lab.language import LANGUAGES, Language, caption
 from dpa.lab.render import render
 from dpa.lab.scenes import Scene, draw_scene
 from dpa.models.contrast import contrast
 from dpa.models.vlm import Vlm
-from dpa.objectives import OBJECTIVES, relevance, token_weights
+from dpa.objectives import OBJECTIVES, relevance, roc_auc, token_weights
 from dpa.types import Batch
 
 PROBE_SEED: Final = 970_000
@@ -81,21 +81,16 @@ def _say(vlm: Vlm, scenes: list[Scene], pixels: Tensor, language: Language, seed
             turns=(Turn("user", "<image>"), Turn("assistant", written.text)),
             images=("picture",),
             where="probe",
+            visual_spans=written.visual_spans,
         )
-        encoded = encode_plain(sample, vlm.tokenizer, vlm.rules, max_length=_LENGTH, with_image=True)
-        truth = visual_tokens(written, vlm.tokenizer)
-        assert sum(encoded.supervised) == len(truth)
+        encoded = encode_plain(sample, vlm.tokenizer, vlm.rules, max_length=_LENGTH, with_image=True, marks=True)
+        assert encoded.marked is not None
+        truth = [mark for mark, said in zip(encoded.marked, encoded.supervised, strict=True) if said]
         items.append(Item(encoded=encoded, pixel_values=pixels[index : index + 1], sample_id=sample.id, where="probe"))
         visual += truth
         opening += [place < OPENING for place in range(len(truth))]
     batches = tuple(collate(items[start : start + _BATCH], vlm.rules) for start in range(0, len(items), _BATCH))
     return Said(batches=batches, visual=torch.tensor(visual), opening=torch.tensor(opening))
-
-
-def visual_tokens(written: Caption, tokenizer: Any) -> list[bool]:
-    """For each token of the caption and its newline: whether it overlaps a visual word."""
-    offsets = tokenizer(f"{written.text}\n", add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return [any(begin < last and first < end for first, last in written.visual_spans) for begin, end in offsets]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,20 +159,8 @@ def probe(model: nn.Module, probes: ProbeSet) -> dict[str, float]:
             weights_N = token_weights(
                 relevance_N, words.segment_ids, minimum=row.minimum, maximum=row.maximum, window=3
             )
-            table[f"auc_{kind}_{language}"] = roc_auc(relevance_N[known], said.visual[known])
-            table[f"auc_{kind}_weight_{language}"] = roc_auc(weights_N[known], said.visual[known])
+            for what, score_N in (("", relevance_N), ("_weight", weights_N)):
+                area = roc_auc(score_N[known], said.visual[known])
+                assert area is not None, "captions have words of either kind"
+                table[f"auc_{kind}{what}_{language}"] = area
     return table
-
-
-def roc_auc(score: Tensor, truth: Tensor) -> float:
-    """Probability that a true one has the higher score than a false one, ties counting half.
-
-    Args:
-        score: [N].
-        truth: bool [N], with at least one of either.
-    """
-    true, false = score[truth], score[~truth].sort().values
-    assert min(len(true), len(false)) > 0, "ROC-AUC needs both classes"
-    below = torch.searchsorted(false, true, right=False)
-    not_above = torch.searchsorted(false, true, right=True)
-    return float((below + not_above).double().mean() / (2 * len(false)))

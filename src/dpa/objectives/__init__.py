@@ -2,6 +2,7 @@
 
 from dpa.objectives.logprob import label_logits, label_logprobs
 from dpa.objectives.loss import OFFICIAL_EPSILON, official_mean, weight_health, weight_stats, weighted_nll
+from dpa.objectives.ranking import roc_auc
 from dpa.objectives.relevance import OBJECTIVES, Objective, objective, relevance
 from dpa.objectives.weights import (
     TextOnlyPolicy,
@@ -23,6 +24,7 @@ __all__ = [
     "official_positions",
     "official_token_weights",
     "relevance",
+    "roc_auc",
     "text_only_weight",
     "token_weights",
     "weight_health",

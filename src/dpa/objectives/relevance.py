@@ -24,6 +24,8 @@ class Objective:
     """Wants ``logp_without``: a text-only pass, by the model in training unless ``frozen_reference``."""
     needs_logits: bool
     """Wants the raw logits of the labels, ``logit_with`` and ``logit_without``, too."""
+    needs_marks: bool
+    """Reads which tokens the data marks as visual (``visual_spans``)."""
     frozen_reference: bool
     """The text-only numbers come from a frozen text-only LLM, so one pass per token is enough for a whole training."""
     minimum: float
@@ -38,6 +40,7 @@ OBJECTIVES: dict[str, Objective] = {
         name="uniform",
         needs_without=False,
         needs_logits=False,
+        needs_marks=False,
         frozen_reference=False,
         minimum=1.0,
         maximum=1.0,
@@ -47,6 +50,7 @@ OBJECTIVES: dict[str, Objective] = {
         name="cmo",
         needs_without=True,
         needs_logits=False,
+        needs_marks=False,
         frozen_reference=False,
         minimum=0.05,
         maximum=0.5,
@@ -56,6 +60,7 @@ OBJECTIVES: dict[str, Objective] = {
         name="cal",
         needs_without=True,
         needs_logits=True,
+        needs_marks=False,
         frozen_reference=False,
         minimum=1.0,
         maximum=5.0,
@@ -65,10 +70,21 @@ OBJECTIVES: dict[str, Objective] = {
         name="prior",
         needs_without=True,
         needs_logits=False,
+        needs_marks=False,
         frozen_reference=True,
         minimum=0.0,
         maximum=1.0,
         source="arXiv 2505.08971, importance score with alpha = 1",
+    ),
+    "spans": Objective(
+        name="spans",
+        needs_without=False,
+        needs_logits=False,
+        needs_marks=True,
+        frozen_reference=False,
+        minimum=0.05,
+        maximum=1.0,
+        source="what the data marks; the lab's truth is every objective's ceiling (docs/evidence.md)",
     ),
 }
 
@@ -87,6 +103,7 @@ def relevance(
     *,
     logit_with: Tensor | None = None,
     logit_without: Tensor | None = None,
+    marked: Tensor | None = None,
 ) -> Tensor:
     """Relevance of each token to its image, before bounds and smoothing; detached.
 
@@ -97,22 +114,26 @@ def relevance(
       the captions). The paper raises it to a power alpha, which it sets to 1; it neither clamps nor smooths (window 1)
       and makes the weights of each caption sum to its number of tokens. We divide by one sum over the whole step
       instead, as for every objective, so a caption of predictable words counts less.
+    - ``spans``: ``marked``.
 
     Args:
         kind: a key of :data:`OBJECTIVES`.
-        logp_with: [N] nats, with the image; gives shape and device for ``prior`` and ``uniform``.
+        logp_with: [N] nats, with the image; gives shape and device for all but ``cmo``.
         logp_without: [N] nats, without it; may be None for ``uniform``. NaN: there is no text-only prediction for this
             token (method.md, row "label that directly follows the image").
         logit_with, logit_without: [N], raw logits of the labels, for ``cal``.
+        marked: [N], 1 for tokens that the data marks as visual, 0 for others, NaN where it marks none; for ``spans``.
 
     Returns:
-        float32 [N] (float64 for float64 input); NaN where ``logp_without`` is NaN, except for ``uniform``.
+        float32 [N] (float64 for float64 input); NaN where ``logp_without`` (``marked``) is NaN, except for ``uniform``.
 
     Raises:
         UserError: unknown kind, a missing input, or inputs of different shapes.
     """
     row = objective(kind)
     logp_with_N = _prepared("logp_with", logp_with, logp_with)
+    if row.needs_marks:
+        return _prepared("marked", marked, logp_with)
     if not row.needs_without:
         return torch.ones_like(logp_with_N)
     logp_without_N = _prepared("logp_without", logp_without, logp_with)

@@ -15,7 +15,7 @@ from dpa.analyze.explain import (
     explain_sample,
     rule_of,
 )
-from dpa.analyze.truth import Spans, spans_of
+from dpa.analyze.truth import spans_of
 from dpa.data.dataset import StageData
 from dpa.data.samples import Sample
 from dpa.data.shuffle import permutation
@@ -106,11 +106,10 @@ def explain_samples(
     if not with_image:
         raise UserError("the stage's data have no sample with an image: there is nothing to contrast")
     drawn = draw_samples(data, with_image, samples, recipe.seed if seed is None else seed)
-    spans = spans_in(data, drawn)
 
     def under(source: str, proxy: Path | None) -> list[Explanation]:
         vlm, name = open_model(source, stage=stage, proxy=proxy)
-        return [explain_drawn(vlm, name, one, rule, data, spans) for one in drawn]
+        return [explain_drawn(vlm, name, one, rule, data) for one in drawn]
 
     columns = [under(source, proxy if place == 0 else None) for place, source in enumerate(sources)]
     return list(zip(*columns, strict=True))
@@ -165,18 +164,7 @@ def draw_samples(data: StageData, with_image: Sequence[int], count: int, seed: i
     return drawn
 
 
-def spans_in(data: StageData, drawn: Sequence[Drawn]) -> dict[str, Spans]:
-    """The visual words of the drawn samples' answers, where the data's files know them."""
-    answers = {turn.text for sample, _ in drawn for turn in sample.turns if turn.role == "assistant"}
-    spans: dict[str, Spans] = {}
-    for records in data.sources:
-        spans |= spans_of(records.files.paths, answers)
-    return spans
-
-
-def explain_drawn(
-    vlm: Vlm, name: str, drawn: Drawn, rule: Rule, data: StageData, spans: dict[str, Spans]
-) -> Explanation:
+def explain_drawn(vlm: Vlm, name: str, drawn: Drawn, rule: Rule, data: StageData) -> Explanation:
     """
     Raises:
         DataError: the model cannot read the sample; names it.
@@ -191,7 +179,6 @@ def explain_drawn(
             checkpoint=name,
             plain=data.format == "plain",
             max_length=data.max_length,
-            spans=spans,
             max_pixels=data.max_image_pixels,
         )
     except DataError as error:  # another checkpoint has another tokenizer and other limits

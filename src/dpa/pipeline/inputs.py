@@ -23,6 +23,7 @@ from dpa.models.foreign import Opened, checkpoint_folder, open_checkpoint
 from dpa.models.legacy import check_connector, read_connector
 from dpa.models.parts import load_tokenizer, resolve_part, tower_config
 from dpa.models.processor import make_image_processor
+from dpa.objectives import objective
 from dpa.recipe import STAGES, Recipe, StageName
 from dpa.store import FileDigests, Store
 from dpa.train.batches import StageBatches
@@ -175,6 +176,7 @@ class Inputs:
             max_image_pixels=recipe.data.max_image_pixels,
             reduced_decode=recipe.data.reduced_decode and with_images,
             document_start=stage == "proxy" and recipe.fidelity == "exact",
+            marks=settings.objective is not None and objective(settings.objective).needs_marks,
         )
 
     def _open(self, stage: StageName) -> StageInput:

@@ -22,12 +22,11 @@ from torch import nn
 from dpa.analyze.explain import Rule
 from dpa.analyze.maps import head_line, step_line, write_maps
 from dpa.analyze.runs import MAPS
-from dpa.analyze.truth import Spans
 from dpa.errors import UserError
 from dpa.log import get_logger
 from dpa.models.vlm import Vlm
 from dpa.pipeline.during import undisturbed
-from dpa.pipeline.explain import Drawn, draw_samples, explain_drawn, spans_in, stage_rule
+from dpa.pipeline.explain import Drawn, draw_samples, explain_drawn, stage_rule
 from dpa.pipeline.inputs import StageInput
 from dpa.pipeline.measure import OnStep
 from dpa.recipe import MethodName, Recipe, StageName
@@ -95,7 +94,6 @@ class _Watch:
     dtype: torch.dtype
     drawn: list[Drawn] = field(default_factory=list)
     """Read when the first map is due: a stage that is continued after its last map needs none."""
-    spans: dict[str, Spans] = field(default_factory=dict)
 
     def __call__(self, row: Mapping[str, Any]) -> None:
         step = int(row["step"])
@@ -112,7 +110,6 @@ class _Watch:
         if not self.drawn:
             with_image = np.flatnonzero(self.data.audit.has_image).tolist()
             self.drawn = draw_samples(self.data.data, with_image, self.recipe.evaluate.maps, self.recipe.seed)
-            self.spans = spans_in(self.data.data, self.drawn)
         model = self.vlm.model
         device = next(model.parameters()).device
         with (
@@ -121,7 +118,7 @@ class _Watch:
             torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32),
         ):
             name = f"step {step}"
-            found = [explain_drawn(self.vlm, name, one, self.rule, self.data.data, self.spans) for one in self.drawn]
+            found = [explain_drawn(self.vlm, name, one, self.rule, self.data.data) for one in self.drawn]
         seconds = time.perf_counter() - began
         write_maps(
             self.work / MAPS,

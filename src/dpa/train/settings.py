@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dpa.settings import Strict
 
-ObjectiveName = Literal["uniform", "cal", "cmo", "prior"]
+ObjectiveName = Literal["uniform", "cal", "cmo", "prior", "spans"]
 ParallelName = Literal["ddp", "fsdp", "zero2", "zero3"]
 
 

@@ -83,7 +83,7 @@ def step_settings(settings: StageSettings, *, objective_name: ObjectiveName, fid
         )
     if settings.window % 2 == 0:
         raise UserError(f"window is {settings.window}; give an odd number of tokens, 1 for no smoothing")
-    if row.frozen_reference and fidelity == "official":
+    if (row.frozen_reference or row.needs_marks) and fidelity == "official":
         raise UserError(f"objective {objective_name} is not in the reference implementation; use fidelity exact")
     return StepSettings(
         objective=objective_name,
@@ -284,6 +284,7 @@ class TrainStep(nn.Module):
             logp_without,
             logit_with=read.logit_with,
             logit_without=read.logit_without,
+            marked=batch.marked,
         )
         weights_N = token_weights(
             relevance_N,

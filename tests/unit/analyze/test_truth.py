@@ -1,34 +1,12 @@
 from __future__ import annotations
 
-import itertools
 import json
-import random
 from pathlib import Path
 
 import pytest
 
-from dpa.analyze.truth import roc_auc, spans_of, visual_tokens
+from dpa.analyze.truth import spans_of, visual_tokens
 from dpa.errors import DataError
-
-
-def test_area_is_the_share_of_pairs_in_order() -> None:
-    rng = random.Random(0)
-    for _ in range(20):
-        scores = [float(rng.randrange(5)) for _ in range(12)]  # many ties
-        positive = [rng.random() < 0.4 for _ in range(12)]
-        pairs = list(
-            itertools.product(
-                [s for s, p in zip(scores, positive, strict=True) if p],
-                [s for s, p in zip(scores, positive, strict=True) if not p],
-            )
-        )
-        if not pairs:
-            assert roc_auc(scores, positive) is None
-            continue
-        expected = sum((a > b) + 0.5 * (a == b) for a, b in pairs) / len(pairs)
-        assert roc_auc(scores, positive) == pytest.approx(expected)
-    assert roc_auc([1.0, 2.0], [True, True]) is None
-    assert roc_auc([], []) is None
 
 
 def test_a_token_is_visual_if_any_of_its_letters_is() -> None:

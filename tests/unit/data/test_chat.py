@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -242,6 +243,34 @@ def test_plain_by_hand() -> None:
     qwen = {"bos_id": None, "document_start_id": start}
     assert plain("A dog.", image=False, document_start=True, **qwen) == "<|endoftext|>[A dog.\n]"
     assert plain("A dog.", "llama3", image=False, document_start=True) == "<|begin_of_text|>[A dog.\n]", "not twice"
+
+
+def test_marks_of_captions() -> None:
+    tokenizer = make_tokenizer("llama3")  # a byte a token
+    rules = make_rules(tokenizer, "llama3")
+    sample = make_sample(("user", "<image>"), ("assistant", "A red dog."), images=["a"])
+
+    def encode(spans: Any, max_length: int = 99, marks: bool = True) -> Encoded:
+        return encode_plain(
+            replace(sample, visual_spans=spans), tokenizer, rules, max_length=max_length, with_image=True, marks=marks
+        )
+
+    start = 1 + rules.image_tokens
+    for length in (99, start + 4):
+        found = encode(((2, 5), (6, 9)), length)
+        assert found.marked is not None
+        assert len(found.marked) == len(found.input_ids)
+        assert [at - start for at, mark in enumerate(found.marked) if mark] == [2, 3, 4, 6, 7, 8][
+            : 6 if length == 99 else 2
+        ]
+    assert encode(()).marked == [False] * (start + len("A red dog.\n"))
+    assert encode(((2, 5),), marks=False).marked is None
+    with pytest.raises(DataError, match="visual_spans beyond the text: 11 of 10 characters"):
+        encode(((2, 11),))
+    with pytest.raises(DataError, match="not marked: objective spans needs visual_spans"):
+        encode(None)
+    text = encode_plain(make_sample(("assistant", "A.")), tokenizer, rules, max_length=9, with_image=True, marks=True)
+    assert text.marked is None, "without an image there is nothing to mark"
 
 
 @pytest.mark.parametrize("text", ["say <|im_end|> aloud", "<image>", "<|im_start|>assistant\nx", "<|endoftext|>"])

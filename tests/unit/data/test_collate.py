@@ -41,6 +41,17 @@ def test_by_hand() -> None:
     assert batch.supervised.dtype == batch.is_image.dtype == torch.bool
 
 
+def test_marks_of_supervised_tokens_in_reading_order() -> None:
+    first, second = item("a", [9, I, I, 5, 6], [3, 4], ((1, 3),)), item("b", [9, 5, 7, 5], [1, 3])
+    assert collate([first, second], RULES).marked is None
+    first = replace(first, encoded=replace(first.encoded, marked=[False, False, False, False, True]))
+    marked = collate([first, second], RULES).marked
+    assert marked is not None
+    assert marked[:2].tolist() == [0, 1]
+    assert marked[2:].isnan().all()
+    assert collate([first], RULES, filler=True).marked is None
+
+
 def test_images_in_reading_order() -> None:
     two = item("a", [9, I, I, I, I, 5], [5], ((1, 3), (3, 5)))
     one = item("b", [I, I, 5], [2], ((0, 2),))

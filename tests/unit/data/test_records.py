@@ -38,8 +38,17 @@ def test_a_row_becomes_a_sample(tmp_path: Path) -> None:
             ),
             images=("x/ä.png",),
             where=f"{tmp_path / 'a.json'}, record 1",
+            visual_spans=((0, 1),),
         )
     ]
+
+
+def test_marks_are_kept_as_they_are(tmp_path: Path) -> None:
+    row: dict[str, Any] = {"conversations": turns(("human", "Q"), ("gpt", "A"))}
+    given = [None, [], [[0, 1]], [[0, 2], [5, 9]]]
+    rows = [row, *({**row, "visual_spans": spans} for spans in given)]
+    records = open_file(write_json(tmp_path / "a.json", rows), tmp_path / "cache")
+    assert [sample.visual_spans for sample in records] == [None, None, (), ((0, 1),), ((0, 2), (5, 9))]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +153,9 @@ BAD: list[tuple[str, bytes, str]] = [
     ),
     ("a.json", b'[{"conversations": [], "image": 3}]', "'image' is int '3', expected a path or a list of paths"),
     ("a.json", b'[{"conversations": [], "image": ["a", null]}]', "'image' is a list of 2, expected a path"),
+    ("a.json", b'[{"conversations": [], "visual_spans": "x"}]', "'visual_spans' is str 'x', expected a list of"),
+    ("a.json", b'[{"conversations": [], "visual_spans": [[3, 3]]}]', "'visual_spans' is a list of 1, expected"),
+    ("a.json", b'[{"conversations": [], "visual_spans": [[0, true]]}]', "'visual_spans' is a list of 1, expected"),
     ("a.jsonl", b'{"conversations": [{"from": "gpt", "value": "\\ud83d"}]}', "line 1: text with half a character"),
     ("a.json", b'[{"conversations": [{"from": "gpt", "value": "a\\ud83dA"}]}]', "record 1: text with half a character"),
     ("a.json", b"[" * 100_000, "record 1: not JSON"),

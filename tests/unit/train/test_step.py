@@ -52,6 +52,10 @@ class TestSettings:
         with pytest.raises(UserError, match="window is 4; give an odd number"):
             settings("cmo", window=4)
 
+    def test_spans_is_not_official(self) -> None:
+        with pytest.raises(UserError, match="spans is not in the reference implementation"):
+            settings("spans", "official")
+
     def test_prior_is_not_official(self) -> None:
         with pytest.raises(UserError, match="prior is not in the reference implementation"):
             settings("prior", "official")
