@@ -20,15 +20,17 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dpa.ablation.collect import mean_of, samples_to_probe
 from dpa.analyze.runs import PROBES, Run, read_run
 from dpa.pipeline.measure import MEASUREMENTS, read_probes
 
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-"""Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom."""
-COLOURS = ("#3b3b3b", "#b45309", "#1d4ed8", "#a21caf", "#15803d", "#be123c", "#0e7490", "#6d28d9")
-MARKS = ("o", "s", "^", "D", "v", "P", "X", "<")
+COLOURS = ("#3b3b3b", "#b45309", "#1d4ed8", "#a21caf", "#15803d", "#be123c", "#0e7490", "#6d28d9", "#a3a300", "#78350f")
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 BASELINE = "vanilla"
 LEVELS = {"captions_a.json": "A", "captions_b.json": "B"}
+SEEN = {"a": -1.0, "b": -1.75}
+"""Nats of a visual word in the captions' language: about half way from what its text alone gives it to the end."""
+RELEVANCES = (("cmo", "CMO"), ("cal", "CAL"), ("prior", "PRIOR"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ def main() -> None:
         print("\n".join(accuracy_table(mine)))
         print()
         print("\n".join(word_table(mine)))
+        print()
+        print("\n".join(auc_table(mine)))
         if options.figures is not None:
             options.figures.mkdir(parents=True, exist_ok=True)
             draw(mine, level, options.figures)
@@ -78,26 +82,24 @@ def cells_of(run: Run) -> Iterator[Cell]:
         for benchmark, result in run.evaluation(method).items():
             figures |= {f"finetune.{benchmark}.{k}": v for k, v in result.items() if isinstance(v, float)}
         probes = read_probes((folder / "connector").resolve().parent / PROBES)
+        batch = recipe["stages"]["pretrain"]["global_batch"]
+        curve = [(float(batch * step), 0.0) for step in range(1, 1 + int(max((p["step"] for p in probes), default=0)))]
+        for language, threshold in SEEN.items():
+            reached = samples_to_probe(curve, probes, f"visual_logp_{language}", threshold)
+            if reached is not None:
+                figures[f"samples_to_{language}"] = reached
         yield Cell(level, name_of(method, recipe), int(recipe["seed"]), figures, probes)
 
 
 def name_of(method: str, recipe: dict[str, Any]) -> str:
     """The method, and what of stage 2's objective the recipe has changed."""
-    stage = recipe["stages"]["pretrain"]
-    if (stage["objective"], stage["window"]) == ("prior", 1):
-        return f"{method}-prior"
-    changed = [str(stage["objective"])] if stage["objective"] is not None else []
-    changed += [f"window {stage['window']}"] if stage["window"] != 3 and method != "vanilla" else []
-    last = recipe["stages"]["finetune"]["objective"]
-    return ", ".join([method, *changed, *([] if last is None else [f"stage 3 {last}"])])
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95 % t-interval over seeds; NaN for a single one."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, float("nan")
-    return mean, T_975[len(values) - 2] * statistics.stdev(values) / len(values) ** 0.5
+    stage, last = recipe["stages"]["pretrain"], recipe["stages"]["finetune"]["objective"]
+    objective = {"spans": "oracle"}.get(stage["objective"], stage["objective"])
+    smoothed = stage["window"] != 1 and objective is not None
+    narrow = stage["window"] == 1 and objective is None and method not in ("vanilla", "pmo")
+    named = f"{method}-{objective}" if objective is not None else method
+    more = ["smoothed"] * smoothed + ["not smoothed"] * narrow + ([] if last is None else [f"stage 3 {last}"])
+    return ", ".join([named, *more])
 
 
 def methods_of(cells: Cells) -> list[str]:
@@ -111,11 +113,9 @@ def values_of(cells: Cells, method: str, name: str) -> dict[int, float]:
 
 
 def shown(values: Sequence[float], *, scale: float = 1.0, digits: int = 1) -> str:
-    """``mean ± half width``."""
-    if not values:
-        return ""
-    mean, half = interval([scale * value for value in values])
-    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if half == half else "")
+    """``mean ± half width``; how many, where a cell has fewer than others is the reader's to see in ``seeds``."""
+    mean = mean_of(values)
+    return "" if mean is None else mean.text(scale=scale, digits=digits)
 
 
 def difference(cells: Cells, method: str, name: str, *, scale: float = 100.0) -> str:
@@ -125,41 +125,47 @@ def difference(cells: Cells, method: str, name: str, *, scale: float = 100.0) ->
     if method == BASELINE or not both:
         return ""
     deltas = [scale * (ours[seed] - base[seed]) for seed in both]
-    mean, half = interval(deltas)
-    won = sum(delta > 0 for delta in deltas)
-    clear = "**" if half == half and abs(mean) > half else ""
-    return f"{clear}{mean:+.1f} ± {half:.1f}{clear} ({won}/{len(both)})"
+    mean = mean_of(deltas)
+    assert mean is not None
+    won = sum((delta < 0) if name.startswith("samples") else (delta > 0) for delta in deltas)
+    clear = "**" if mean.half is not None and abs(mean.mean) > mean.half else ""
+    return f"{clear}{mean.text(digits=1 if scale == 100 else 0, sign='+')}{clear} ({won}/{len(both)})"
 
 
 def accuracy_table(cells: Cells) -> list[str]:
-    """Accuracy in % after stages 2 and 3."""
+    """Accuracy in % after stages 2 and 3, and how soon stage 2 sees."""
     lines = [
-        "| method | seeds | after stage 2, % | - vanilla (won) | after stage 3, % | - vanilla (won) | blind, % |",
-        "|---|---|---|---|---|---|---|",
+        "| method | seeds | after stage 2, % | - vanilla (won) | after stage 3, % | - vanilla (won) | blind, % "
+        "| samples until visual words are seen | - vanilla (won) |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     two, three, blind = "pretrain.lab.accuracy", "finetune.lab.accuracy", "finetune.lab.blind_accuracy"
+    soon = f"samples_to_{language_of(cells)}"
     for method in methods_of(cells):
-        found = {name: list(values_of(cells, method, name).values()) for name in (two, three, blind)}
+        found = {name: list(values_of(cells, method, name).values()) for name in (two, three, blind, soon)}
+        of = "" if len(found[soon]) == len(found[two]) else f" [{len(found[soon])} of {len(found[two])} seeds]"
         lines.append(
             f"| {method} | {len(found[two])} | {shown(found[two], scale=100)} | {difference(cells, method, two)} "
             f"| {shown(found[three], scale=100)} | {difference(cells, method, three)} "
-            f"| {shown(found[blind], scale=100)} |"
+            f"| {shown(found[blind], scale=100)} "
+            f"| {shown(found[soon], digits=0)}{of} | {difference(cells, method, soon, scale=1)} |"
         )
     return lines
 
 
+def language_of(cells: Cells) -> str:
+    """In which a level's captions are probed: B wherever there is some."""
+    return "a" if cells[0].level == "A" else "b"
+
+
 def word_table(cells: Cells) -> list[str]:
     """What the last probe of the model in training and the original LLM say about words."""
-    language = "a" if cells[0].level == "A" else "b"
+    language = language_of(cells)
     columns: tuple[tuple[str, str], ...] = (
         ("visual words, training model", f"probe.last.visual_logp_{language}"),
         ("visual words, original LLM", f"pretrain.probe.visual_logp_{language}"),
         ("linguistic words, original LLM", f"pretrain.probe.linguistic_logp_{language}"),
         ("opening, original LLM", f"pretrain.probe.opening_logp_{language}"),
-        ("AUC of CMO's weights, first", f"probe.first.auc_cmo_weight_{language}"),
-        ("last", f"probe.last.auc_cmo_weight_{language}"),
-        ("AUC of CAL's, last", f"probe.last.auc_cal_weight_{language}"),
-        ("AUC of PRIOR's, last", f"probe.last.auc_prior_weight_{language}"),
     )
     lines = ["| method | " + " | ".join(title for title, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for method in methods_of(cells):
@@ -168,9 +174,29 @@ def word_table(cells: Cells) -> list[str]:
     return lines
 
 
+def auc_table(cells: Cells) -> list[str]:
+    """ROC-AUC of each raw relevance (before bounds and smoothing) against the truth, first and last probe."""
+    language = language_of(cells)
+    lines = [
+        "| trained with | " + " | ".join(title for _, title in RELEVANCES) + " |",
+        "|---" * (1 + len(RELEVANCES)) + "|",
+    ]
+    for method in methods_of(cells):
+        row = []
+        for name, _ in RELEVANCES:
+            pair = [
+                shown(list(values_of(cells, method, f"probe.{when}.auc_{name}_{language}").values()), digits=2)
+                for when in ("first", "last")
+            ]
+            row.append(", ".join(pair) if all(pair) else "")
+        lines.append(f"| {method} | " + " | ".join(row) + " |")
+    return lines
+
+
 def draw(cells: Cells, level: str, folder: Path) -> None:
     """Accuracy per seed; words and AUC over the steps of stage 2."""
-    language = "a" if level == "A" else "b"
+    language = {"A": "a", "B": "b"}.get(level, "mixed")
+    words = language_of(cells)
     with matplotlib.rc_context(
         {"font.size": 9, "svg.hashsalt": "dpa", "axes.spines.top": False, "axes.spines.right": False}
     ):
@@ -187,7 +213,7 @@ def draw(cells: Cells, level: str, folder: Path) -> None:
         names = ("visual_logp", "linguistic_logp", "auc_cmo")
         titles = ("visual words, nats", "linguistic words, nats", "AUC of p_w - p_o")
         for axes, name, title in zip(figure.subplots(1, 3), names, titles, strict=True):
-            _lines(axes, cells, f"{name}_{language}", title)
+            _lines(axes, cells, f"{name}_{words}", title)
         _save(figure, folder / f"study-words-{language}")
 
 
@@ -198,9 +224,10 @@ def _dots(axes: Axes, cells: Cells, name: str, title: str) -> None:
         if not values:
             continue
         colour = COLOURS[place % len(COLOURS)]
-        mean, half = interval(values)
+        mean = mean_of(values)
+        assert mean is not None
         axes.plot([place] * len(values), values, MARKS[place % len(MARKS)], color=colour, alpha=0.45, markersize=5)
-        axes.errorbar(place + 0.25, mean, yerr=half, fmt="_", color=colour, capsize=3)
+        axes.errorbar(place + 0.25, mean.mean, yerr=mean.half or 0.0, fmt="_", color=colour, capsize=3)
     axes.set_xticks(range(len(methods)), methods, rotation=30, ha="right")
     axes.set_title(title)
     axes.set_ylabel("held-out questions, % right")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 
 from dpa.ablation.grid import Ablation, Cell
-from dpa.analyze.runs import Run, read_run
+from dpa.analyze.runs import PROBES, Run, read_run
 from dpa.errors import UserError
-from dpa.pipeline.measure import MEASUREMENTS
+from dpa.pipeline.measure import MEASUREMENTS, read_probes
+from dpa.results import ARTEFACTS
 from dpa.store import disk_errors, write_json, write_text
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 """Student's t, two-sided 95 %, for 1, 2 ... degrees of freedom; beyond 15 the last one is kept (a little too wide)."""
 _COUNTS = ("samples_to_threshold", ".n")
+_SAMPLES_TO = "pretrain.samples_to."
 SMOOTHED = 20
 """Steps of the moving mean that is held against the threshold."""
 
@@ -165,7 +167,7 @@ class Results:
         for point in self.points:
             name = " / ".join(value for _, value in point) or "all"
             means = [self.mean(point, method, metric) for method in self.methods]
-            rows.append([name, *("" if mean is None else mean.text(scale=scale, digits=digits) for mean in means)])
+            rows.append([name, *(self._cell(mean, scale, digits) for mean in means)])
             found = [self.difference(point, method, metric) for method in self.methods]
             differences.append([name, *(said(item, scale, digits) for item in found)])
         seeds = max((mean.seeds for point in self.points for mean in self._means(point, metric)), default=0)
@@ -174,6 +176,13 @@ class Results:
             f"**{metric}**, minus {self.baseline}, paired by seed (seeds won)",
         )
         return [f"{title}\n\n{markdown(head, body)}" for title, body in zip(titles, (rows, differences), strict=True)]
+
+    def _cell(self, mean: Mean | None, scale: float, digits: int) -> str:
+        """The mean; of how many seeds, where not of all (a threshold that some never reach)."""
+        if mean is None:
+            return ""
+        of = "" if mean.seeds == len(self.ablation.seeds) else f" [{mean.seeds} of {len(self.ablation.seeds)} seeds]"
+        return mean.text(scale=scale, digits=digits) + of
 
     def _means(self, point: Point, metric: str) -> list[Mean]:
         found = [self.mean(point, method, metric) for method in self.methods]
@@ -195,12 +204,13 @@ def shown_as(metric: str) -> tuple[float, str, int]:
     """Factor, unit and digits: shares in per cent, counts whole, all else with three digits."""
     if metric.endswith(("accuracy", "_share", "mean_over_kinds")):
         return 100.0, ", %", 1
-    return (1.0, "", 0) if metric.endswith(_COUNTS) else (1.0, "", 3)
+    return (1.0, "", 0) if metric.endswith(_COUNTS) or metric.startswith(_SAMPLES_TO) else (1.0, "", 3)
 
 
 def better(metric: str, ours: float, base: float) -> bool:
     """Losses and samples to a threshold are better when they are small."""
-    return ours < base if metric.endswith((".loss", *_COUNTS)) else ours > base
+    small = metric.endswith((".loss", *_COUNTS)) or metric.startswith(_SAMPLES_TO)
+    return ours < base if small else ours > base
 
 
 def said(difference: Difference | None, scale: float, digits: int) -> str:
@@ -229,7 +239,7 @@ def collect(ablation: Ablation, cells: Sequence[Cell]) -> Results:
     """
     measured, missing = [], []
     for cell in cells:
-        found = _measured(cell, ablation.threshold)
+        found = _measured(cell, ablation)
         if found is None:
             missing.append(cell.title)
         else:
@@ -239,7 +249,7 @@ def collect(ablation: Ablation, cells: Sequence[Cell]) -> Results:
     return Results(ablation, tuple(measured), tuple(missing))
 
 
-def _measured(cell: Cell, threshold: float | None) -> Measured | None:
+def _measured(cell: Cell, ablation: Ablation) -> Measured | None:
     try:
         found = read_run(cell.folder)
     except UserError:
@@ -255,9 +265,11 @@ def _measured(cell: Cell, threshold: float | None) -> Measured | None:
     for stage, summary in stages.items():
         figures[f"{stage}.loss"] = float(summary["loss_last"])
     curve = _curve(found, method)
-    reached = samples_to(curve, threshold)
-    if reached is not None:
-        figures["pretrain.samples_to_threshold"] = reached
+    counts = {"pretrain.samples_to_threshold": samples_to(curve, ablation.threshold)}
+    probes = read_probes((cell.folder / ARTEFACTS["pretrain"]).resolve().parent / PROBES)
+    for name, threshold in ablation.probe_thresholds.items():
+        counts[_SAMPLES_TO + name] = samples_to_probe(curve, probes, name, threshold)
+    figures |= {name: count for name, count in counts.items() if count is not None}
     return Measured(cell, figures | _more(cell.folder), curve)
 
 
@@ -283,6 +295,23 @@ def samples_to(curve: Sequence[tuple[float, float]], threshold: float | None) ->
     smooth = np.convolve(values, np.full(SMOOTHED, 1 / SMOOTHED), mode="valid")
     below = np.flatnonzero(smooth < threshold)
     return curve[int(below[0]) + SMOOTHED - 1][0] if len(below) else None
+
+
+def samples_to_probe(
+    curve: Sequence[tuple[float, float]], probes: Sequence[Mapping[str, float]], name: str, threshold: float
+) -> float | None:
+    """Samples of stage 2 until a probe's number is as high as the threshold; None: never, or not probed."""
+    before: tuple[float, float] | None = None
+    for line in probes:
+        if name not in line or not 1 <= line["step"] <= len(curve):
+            continue
+        at = curve[int(line["step"]) - 1][0], line[name]
+        if at[1] >= threshold:
+            if before is None:
+                return at[0]
+            return before[0] + (at[0] - before[0]) * (threshold - before[1]) / (at[1] - before[1])
+        before = at
+    return None
 
 
 def write_results(results: Results) -> list[Path]:

@@ -46,6 +46,9 @@ class Ablation(Strict):
     """What is tabulated and drawn, names of results.csv; empty: every benchmark's accuracy."""
     threshold: float | None = None
     """Nats per token of stage 2: ``pretrain.samples_to_threshold`` counts samples until the moving mean is below."""
+    probe_thresholds: dict[str, float] = Field(default_factory=dict)
+    """Number of a probe (``evaluate.probe_steps``) -> value: ``pretrain.samples_to.NAME`` counts samples until the
+    number is that high, linearly between probes."""
 
     @field_validator("methods", mode="before")
     @classmethod

@@ -15,7 +15,7 @@ from dpa.models.lora import attach_lora
 from dpa.models.parts import load_llm
 from dpa.models.vlm import build_vlm
 from dpa.pipeline.inputs import Inputs, settings_of, store_of
-from dpa.plan.count import Row, flops
+from dpa.plan.count import flops, row_of
 from dpa.plan.plan import Machine, sizes_of
 from dpa.plan.shapes import read_parts
 from dpa.plan.workload import Samples, workload
@@ -54,7 +54,7 @@ def calibrate(recipe: Recipe, machine: Machine, stages: tuple[StageName, ...]) -
             seed=recipe.seed,
         )
         objective = recipe.objective(recipe.methods[0], stage)
-        row: Row = "vanilla" if objective == "uniform" else "official" if recipe.fidelity == "official" else "ours"
+        row = row_of(objective, recipe.fidelity)
         done = flops(sizes_of(parts, recipe), stage, row, work.mean, checkpointing=settings.gradient_checkpointing)
         measured[stage] = done["total"] / _seconds(recipe, stage, inputs) / machine.gpu.flops
     return replace(machine, mfu=measured, measured=True)

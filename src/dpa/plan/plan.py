@@ -15,7 +15,7 @@ from dpa.errors import UserError
 from dpa.models.parts import resolve_part
 from dpa.pipeline import dry_run
 from dpa.pipeline.inputs import Inputs, settings_of, sources_of, store_of
-from dpa.plan.count import BF16, FP32, Row, Sizes, flops, peak_bytes
+from dpa.plan.count import BF16, FP32, Row, Sizes, flops, peak_bytes, row_of
 from dpa.plan.known import DATA_SETS, GPUS, DataSet, Gpu
 from dpa.plan.shapes import Parts, read_parts
 from dpa.plan.workload import Samples, Workload, assumed, workload
@@ -180,7 +180,7 @@ def plan_stage(
     settings, sizes = settings_of(recipe, stage), sizes_of(parts, recipe)
     work = _work(recipe, settings, samples, parts, machine.ranks)
     objective = recipe.objective(methods[0], stage)
-    row: Row = "vanilla" if objective == "uniform" else "official" if recipe.fidelity == "official" else "ours"
+    row = row_of(objective, recipe.fidelity)
     cached = wants_text_cache(settings, stage, objective_name=objective, fidelity=recipe.fidelity)
     per_micro = flops(
         sizes, stage, "vanilla" if cached else row, work.mean, checkpointing=settings.gradient_checkpointing
@@ -266,7 +266,7 @@ def fit_advice(
     if not planned.fits and machine.ranks > 1 and recipe.parallel != "fsdp":
         shardings.append("fsdp")
     sizes = sizes_of(parts, recipe)
-    row: Row = "vanilla" if planned.objective == "uniform" else "official" if recipe.fidelity == "official" else "ours"
+    row = row_of(planned.objective, recipe.fidelity)
     dealt: dict[int, Workload] = {}
     for parallel in shardings:
         for checkpointing in (False, True):

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import dpa
-from dpa.ablation.collect import better, collect, mean_of, samples_to, shown_as
+from dpa.ablation.collect import better, collect, mean_of, samples_to, samples_to_probe, shown_as
 from dpa.ablation.grid import cells_of, load_ablation
 from dpa.ablation.run import look_ahead, run_cells
 from dpa.cli import app
@@ -116,7 +116,20 @@ def test_samples_to_threshold() -> None:
     assert samples_to(curve[:5], 0.5) is None
 
 
+def test_samples_to_a_probe() -> None:
+    curve = [(8.0 * (step + 1), 1.0) for step in range(100)]
+    probes = [{"step": step, "seen": seen} for step, seen in ((25, -2.0), (50, -1.8), (100, -1.3))]
+    assert samples_to_probe(curve, probes, "seen", -1.8) == 8.0 * 50
+    assert samples_to_probe(curve, probes, "seen", -1.55) == pytest.approx(8.0 * 75)
+    assert samples_to_probe(curve, probes, "seen", -3.0) == 8.0 * 25
+    assert samples_to_probe(curve, probes, "seen", -1.0) is None
+    assert samples_to_probe(curve, probes, "other", -9.0) is None
+    assert samples_to_probe(curve, [], "seen", -9.0) is None
+
+
 def test_what_is_better() -> None:
+    assert better("pretrain.samples_to.seen", 100, 200)
+    assert shown_as("pretrain.samples_to.visual_logp_b") == (1.0, "", 0)
     assert better("lab.accuracy", 0.6, 0.5)
     assert better("pretrain.loss", 0.5, 0.6)
     assert better("pretrain.samples_to_threshold", 100, 200)
