@@ -95,7 +95,7 @@ def name_of(method: str, recipe: dict[str, Any]) -> str:
     """The method, and what of stage 2's objective the recipe has changed."""
     stage, last = recipe["stages"]["pretrain"], recipe["stages"]["finetune"]["objective"]
     objective = {"spans": "oracle"}.get(stage["objective"], stage["objective"])
-    smoothed = stage["window"] != 1 and objective is not None
+    smoothed = stage["window"] not in (None, 1) and objective is not None
     narrow = stage["window"] == 1 and objective is None and method not in ("vanilla", "pmo")
     named = f"{method}-{objective}" if objective is not None else method
     more = ["smoothed"] * smoothed + ["not smoothed"] * narrow + ([] if last is None else [f"stage 3 {last}"])

@@ -56,10 +56,10 @@ def rule_of(
     *,
     minimum: float | None = None,
     maximum: float | None = None,
-    window: int = 3,
+    window: int | None = None,
     text_positions: TextPositions = "original",
 ) -> Rule:
-    """A rule with the objective's own bounds where none are given (cmo: the paper's 0.05 and 0.5).
+    """A rule with the objective's own bounds and window where none are given (cmo: the paper's 0.05, 0.5 and 3).
 
     Raises:
         UserError: a kind that contrasts nothing, bounds in the wrong order, an even window.
@@ -68,11 +68,12 @@ def rule_of(
         raise UserError(f"kind {kind!r}: choose {', '.join(KINDS)}")
     row = objective(kind)
     low, high = row.minimum if minimum is None else minimum, row.maximum if maximum is None else maximum
-    if not 0 <= low <= high or window < 1 or window % 2 == 0:
+    width = row.window if window is None else window
+    if not 0 <= low <= high or width < 1 or width % 2 == 0:
         raise UserError(
-            f"kind {kind}: bounds {low} and {high}, window {window}: need 0 <= minimum <= maximum, odd window"
+            f"kind {kind}: bounds {low} and {high}, window {width}: need 0 <= minimum <= maximum, odd window"
         )
-    return Rule(kind, low, high, window, text_positions)
+    return Rule(kind, low, high, width, text_positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +200,7 @@ def explain(
     proxy: Path | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
-    window: int = 3,
+    window: int | None = None,
     text_positions: TextPositions = "original",
     visual_spans: Spans | None = None,
     name: str | None = None,
@@ -214,7 +215,7 @@ def explain(
         kind: ``cmo``, ``cal`` or ``prior``. prior reads the probability without image alone, as its paper does.
         proxy: adapter that is merged into the LLM before either pass: the model of stage 2.
         minimum, maximum: bounds of the weights; None: the objective's (cmo: 0.05 and 0.5, the paper's).
-        window: width of the moving mean in tokens, odd.
+        window: width of the moving mean in tokens, odd; None: the objective's (cmo and cal 3, prior 1).
         text_positions: position ids of the pass without image.
         visual_spans: the truth, as character ranges of ``text``.
         name: how the model is called in pages; None: the folder's name.

@@ -136,7 +136,7 @@ def probe(model: nn.Module, probes: ProbeSet) -> dict[str, float]:
 
     Per language ``a``, ``b``: ``visual_logp``, ``linguistic_logp`` (nats per token with the image), the same ``_blind``
     (text alone), ``opening_logp`` (mean over the captions' first tokens, with the image), and for cmo, cal, prior
-    ``auc_NAME`` of the raw relevance and ``auc_NAME_weight`` of the weights (its source's bounds, width 3) against the
+    ``auc_NAME`` of the raw relevance and ``auc_NAME_weight`` of the weights (its source's bounds and width) against the
     truth. ``prior`` here reads the text-only pass of the same model.
     """
     table: dict[str, float] = {}
@@ -157,7 +157,7 @@ def probe(model: nn.Module, probes: ProbeSet) -> dict[str, float]:
                 logit_without=words.logit_without,
             )
             weights_N = token_weights(
-                relevance_N, words.segment_ids, minimum=row.minimum, maximum=row.maximum, window=3
+                relevance_N, words.segment_ids, minimum=row.minimum, maximum=row.maximum, window=row.window
             )
             for what, score_N in (("", relevance_N), ("_weight", weights_N)):
                 area = roc_auc(score_N[known], said.visual[known])

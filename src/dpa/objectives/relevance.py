@@ -32,6 +32,8 @@ class Objective:
     """Default lower bound of a token's weight (delta_min)."""
     maximum: float
     """Default upper bound (delta_max)."""
+    window: int
+    """Default width in tokens of the moving mean over weights; 1: none."""
     source: str
 
 
@@ -44,6 +46,7 @@ OBJECTIVES: dict[str, Objective] = {
         frozen_reference=False,
         minimum=1.0,
         maximum=1.0,
+        window=1,
         source="plain cross-entropy",
     ),
     "cmo": Objective(
@@ -54,6 +57,7 @@ OBJECTIVES: dict[str, Objective] = {
         frozen_reference=False,
         minimum=0.05,
         maximum=0.5,
+        window=3,
         source="arXiv 2509.14735, Contrastive Modality Optimization",
     ),
     "cal": Objective(
@@ -64,6 +68,7 @@ OBJECTIVES: dict[str, Objective] = {
         frozen_reference=False,
         minimum=1.0,
         maximum=5.0,
+        window=3,
         source="arXiv 2405.17871; bounds from its code",
     ),
     "prior": Objective(
@@ -74,6 +79,7 @@ OBJECTIVES: dict[str, Objective] = {
         frozen_reference=True,
         minimum=0.0,
         maximum=1.0,
+        window=1,
         source="arXiv 2505.08971, importance score with alpha = 1",
     ),
     "spans": Objective(
@@ -84,6 +90,7 @@ OBJECTIVES: dict[str, Objective] = {
         frozen_reference=False,
         minimum=0.05,
         maximum=1.0,
+        window=1,
         source="what the data marks; the lab's truth is every objective's ceiling (docs/evidence.md)",
     ),
 }
@@ -111,7 +118,7 @@ def relevance(
     - ``cmo``: exp(logp_with) - exp(logp_without), in [-1, 1].
     - ``cal``: logit_with - logit_without of the label, unbounded.
     - ``prior``: 1 - exp(logp_without), in [0, 1], where ``logp_without`` is a text-only *reference* LLM's (trained on
-      the captions). The paper raises it to a power alpha, which it sets to 1; it neither clamps nor smooths (window 1)
+      the captions). The paper raises it to a power alpha, which it sets to 1; it neither clamps nor smooths
       and makes the weights of each caption sum to its number of tokens. We divide by one sum over the whole step
       instead, as for every objective, so a caption of predictable words counts less.
     - ``spans``: ``marked``.

@@ -123,12 +123,12 @@ def stage_rule(recipe: Recipe, method: MethodName, stage: StageName, kind: str |
     """
     settings, own = settings_of(recipe, stage), recipe.objective(method, stage)
     chosen = kind or (own if own in KINDS else "cmo")
-    given = chosen == own  # bounds are one objective's
+    given = chosen == own  # bounds and window are one objective's
     return rule_of(
         chosen,
         minimum=settings.minimum if given else None,
         maximum=settings.maximum if given else None,
-        window=settings.window,
+        window=settings.window if given else None,
         text_positions=settings.text_positions,
     )
 

@@ -38,7 +38,7 @@ from dpa.train.loop import train_stage
 from dpa.train.parallel import compute_dtype
 from dpa.train.ranks import Ranks
 from dpa.train.settings import StageSettings
-from dpa.train.step import packs, step_settings, wants_text_cache
+from dpa.train.step import packs, step_settings, wants_text_cache, window_of
 
 log = get_logger(__name__)
 
@@ -116,8 +116,10 @@ def stage_inputs(
     dropped = _DO_NOT_MATTER | (_OF_RELEVANCE if objective == "uniform" else set()) | {"objective"}
     own = settings_of(recipe, stage)
     settings = own.model_dump(mode="json", exclude=dropped)
-    # What is in force: packing rounds differently, so it matters, but not whether it was asked for or chosen.
+    # What is in force, whether it was asked for or chosen (packing matters because it rounds differently).
     settings["packing"] = packs(own, recipe.fidelity)
+    if "window" in settings:
+        settings["window"] = window_of(own, objective)
     if own.tokens_per_micro_batch is not None:
         del settings["micro_batch"]  # not read
     train = recipe.train

@@ -21,8 +21,8 @@ class StageSettings(Strict):
     """Lower bound of a token's weight (delta_min); None: the objective's."""
     maximum: float | None = Field(default=None, gt=0)
     """Upper bound of a token's weight (delta_max); None: the objective's."""
-    window: int = Field(default=3, ge=1)
-    """Width in tokens of the moving mean over weights; odd."""
+    window: int | None = Field(default=None, ge=1)
+    """Width in tokens of the moving mean over weights; odd. None: the objective's (3; prior and spans: 1, no mean)."""
     text_only: Literal["mean", "minimum", "zero"] = "mean"
     """Weight of tokens of samples without image (method.md, deviations)."""
     text_positions: Literal["original", "contiguous"] = "original"

@@ -81,20 +81,26 @@ def step_settings(settings: StageSettings, *, objective_name: ObjectiveName, fid
             f"objective {objective_name}: minimum {minimum} is above maximum {maximum}; the objective's own bounds are "
             f"{row.minimum} and {row.maximum}: set both, or neither"
         )
-    if settings.window % 2 == 0:
-        raise UserError(f"window is {settings.window}; give an odd number of tokens, 1 for no smoothing")
+    window = window_of(settings, objective_name)
+    if window % 2 == 0:
+        raise UserError(f"window is {window}; give an odd number of tokens, 1 for no smoothing")
     if (row.frozen_reference or row.needs_marks) and fidelity == "official":
         raise UserError(f"objective {objective_name} is not in the reference implementation; use fidelity exact")
     return StepSettings(
         objective=objective_name,
         minimum=minimum,
         maximum=maximum,
-        window=settings.window,
+        window=window,
         text_only=settings.text_only,
         text_positions=settings.text_positions,
         fidelity=fidelity,
         packing=packs(settings, fidelity),
     )
+
+
+def window_of(settings: StageSettings, objective_name: ObjectiveName) -> int:
+    """Width of the moving mean over weights that is in force: the stage's, else the objective's."""
+    return objective(objective_name).window if settings.window is None else settings.window
 
 
 def packs(settings: StageSettings, fidelity: Fidelity) -> bool:

@@ -76,6 +76,8 @@ def test_table() -> None:
         assert 0 <= row.minimum <= row.maximum
     bounds = {name: (row.minimum, row.maximum) for name, row in OBJECTIVES.items()}
     assert bounds == {"uniform": (1, 1), "cmo": (0.05, 0.5), "cal": (1, 5), "prior": (0, 1), "spans": (0.05, 1)}
+    windows = {name: row.window for name, row in OBJECTIVES.items()}
+    assert windows == {"uniform": 1, "cmo": 3, "cal": 3, "prior": 1, "spans": 1}
     assert [name for name, row in OBJECTIVES.items() if row.needs_without] == ["cmo", "cal", "prior"]
     assert [name for name, row in OBJECTIVES.items() if row.needs_logits] == ["cal"]
     assert [name for name, row in OBJECTIVES.items() if row.frozen_reference] == ["prior"]

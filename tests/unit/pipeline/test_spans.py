@@ -34,7 +34,7 @@ def recipe(captions: Path, output: Path, *overrides: str) -> Recipe:
         "stages": {
             "proxy": {"max_steps": 1, "global_batch": 2, "micro_batch": 2, "learning_rate": 0.01, "max_length": 256},
             "pretrain": {"global_batch": 8, "micro_batch": 8, "max_steps": 1, "max_length": 256, "objective": "spans"}
-            | {"minimum": 0, "maximum": 1, "window": 1},
+            | {"minimum": 0, "maximum": 1},
         },
         "train": {"threads": 1, "trackers": []},
     }

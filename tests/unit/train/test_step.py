@@ -48,6 +48,9 @@ class TestSettings:
         with pytest.raises(UserError, match=r"minimum 0.7 is above maximum 0.5; .* 0.05 and 0.5"):
             settings("cmo", minimum=0.7)
 
+    def test_window_is_the_objectives_unless_named(self) -> None:
+        assert (settings("cmo").window, settings("prior").window, settings("prior", window=5).window) == (3, 1, 5)
+
     def test_even_window(self) -> None:
         with pytest.raises(UserError, match="window is 4; give an odd number"):
             settings("cmo", window=4)
@@ -144,7 +147,7 @@ class TestExact:
     def test_prior(self) -> None:
         reference = AutoModelForCausalLM.from_config(tiny_text_config("qwen2")).requires_grad_(False)
         model, batch = tiny_llava("qwen2"), tiny_batch(IMAGES)
-        step = TrainStep(model, settings("prior", window=1), reference=reference)
+        step = TrainStep(model, settings("prior"), reference=reference)
         weights = 1 - text_only_logprobs(reference, batch).logp.exp()
         output = step(batch, None)
         torch.testing.assert_close(output.weight_sum, weights.sum())
