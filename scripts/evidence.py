@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -22,11 +22,15 @@ from matplotlib.figure import Figure
 
 from dpa.ablation.collect import mean_of, samples_to_probe
 from dpa.analyze.runs import PROBES, Run, read_run
+from dpa.objectives import OBJECTIVES
 from dpa.pipeline.measure import MEASUREMENTS, read_probes
+from dpa.recipe import METHODS, MethodName
 
 COLOURS = ("#3b3b3b", "#b45309", "#1d4ed8", "#a21caf", "#15803d", "#be123c", "#0e7490", "#6d28d9", "#a3a300", "#78350f")
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 BASELINE = "vanilla"
+ORACLE = "oracle"
+"""Stage 2 through the proxy with weights from the true labels: the ceiling of what weights can do there."""
 LEVELS = {"captions_a.json": "A", "captions_b.json": "B"}
 SEEN = {"a": -1.0, "b": -1.75}
 """Nats of a visual word in the captions' language: about half way from what its text alone gives it to the end."""
@@ -92,19 +96,26 @@ def cells_of(run: Run) -> Iterator[Cell]:
 
 
 def name_of(method: str, recipe: dict[str, Any]) -> str:
-    """The method, and what of stage 2's objective the recipe has changed."""
-    stage, last = recipe["stages"]["pretrain"], recipe["stages"]["finetune"]["objective"]
-    objective = {"spans": "oracle"}.get(stage["objective"], stage["objective"])
-    smoothed = stage["window"] not in (None, 1) and objective is not None
-    narrow = stage["window"] == 1 and objective is None and method not in ("vanilla", "pmo")
-    named = f"{method}-{objective}" if objective is not None else method
-    more = ["smoothed"] * smoothed + ["not smoothed"] * narrow + ([] if last is None else [f"stage 3 {last}"])
-    return ", ".join([named, *more])
+    """The method that does what the run did, under whatever name; what no method does is said."""
+    stages, row = recipe["stages"], METHODS[cast(MethodName, method)]
+    second, third = (stages[stage]["objective"] or getattr(row, stage) for stage in ("pretrain", "finetune"))
+    width = OBJECTIVES[second].window
+    if second != "uniform" and stages["pretrain"]["window"] is not None:
+        width = stages["pretrain"]["window"]
+    if (row.proxy, second, third) == (True, "spans", "uniform"):
+        return ORACLE
+    smoothed = "" if width == OBJECTIVES[second].window else f", window {width}"
+    for name, of in METHODS.items():
+        if (of.proxy, of.pretrain, of.finetune) == (row.proxy, second, third):
+            return name + smoothed
+    return f"{'proxy, ' if row.proxy else ''}{second} in stage 2, {third} in stage 3{smoothed}"
 
 
 def methods_of(cells: Cells) -> list[str]:
-    """In order of appearance."""
-    return list(dict.fromkeys(cell.method for cell in cells))
+    """In the table's order, all others after them."""
+    there = dict.fromkeys(cell.method for cell in cells)
+    known = [name for name in (*METHODS, ORACLE) if name in there]
+    return known + [name for name in there if name not in known]
 
 
 def values_of(cells: Cells, method: str, name: str) -> dict[int, float]:

@@ -20,7 +20,7 @@ from dpa.models.settings import LoraSettings, ModelSettings
 from dpa.settings import Strict
 from dpa.train.settings import ObjectiveName, ParallelName, StageSettings, TrainSettings
 
-MethodName = Literal["vanilla", "cal", "pmo", "cmo", "dpa"]
+MethodName = Literal["vanilla", "cal", "pmo", "cmo", "dpa", "dpa-prior"]
 StageName = Literal["proxy", "pretrain", "finetune"]
 STAGES: tuple[StageName, ...] = ("proxy", "pretrain", "finetune")
 
@@ -39,8 +39,9 @@ METHODS: dict[MethodName, Method] = {
     "pmo": Method(proxy=True, pretrain="uniform", finetune="uniform"),
     "cmo": Method(proxy=False, pretrain="cmo", finetune="cmo"),
     "dpa": Method(proxy=True, pretrain="cmo", finetune="cmo"),
+    "dpa-prior": Method(proxy=True, pretrain="prior", finetune="uniform"),
 }
-"""Paper, section 4.1 and table of components; CAL: arXiv 2405.17871."""
+"""Paper, section 4.1 and table of components; CAL: arXiv 2405.17871; dpa-prior is ours (docs/evidence.md)."""
 
 
 class ProxyStage(StageSettings):

@@ -34,7 +34,14 @@ _DATA_NAMES: dict[str, str] = {
 
 _PATTERN = re.compile(r"[*?\[\]]")
 
-_PRETRAIN_WORDS: dict[MethodName, str] = {"vanilla": "vanilla", "cal": "cal", "pmo": "pmo", "cmo": "cmo", "dpa": "pma"}
+_PRETRAIN_WORDS: dict[MethodName, str] = {
+    "vanilla": "vanilla",
+    "cal": "cal",
+    "pmo": "pmo",
+    "cmo": "cmo",
+    "dpa": "pma",
+    "dpa-prior": "prior",
+}
 """The reference has one script, whose word for stage 2 is ``pma``; the other methods carry their own names."""
 
 

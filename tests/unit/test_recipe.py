@@ -37,7 +37,7 @@ def test_the_papers_settings_are_the_defaults(base: Path) -> None:
     assert (stages.proxy.format, stages.pretrain.format, stages.finetune.format) == ("plain", "plain", "chat")
 
 
-def test_the_five_methods_are_points_of_one_space(base: Path) -> None:
+def test_the_methods_are_points_of_one_space(base: Path) -> None:
     points = {name: (m.proxy, m.pretrain, m.finetune) for name, m in METHODS.items()}
     assert points == {
         "vanilla": (False, "uniform", "uniform"),
@@ -45,6 +45,7 @@ def test_the_five_methods_are_points_of_one_space(base: Path) -> None:
         "pmo": (True, "uniform", "uniform"),
         "cmo": (False, "cmo", "cmo"),
         "dpa": (True, "cmo", "cmo"),
+        "dpa-prior": (True, "prior", "uniform"),
     }
     recipe = load_recipe(base, ["stages.finetune.objective=uniform"])
     assert recipe.objective("dpa", "pretrain") == "cmo"
@@ -89,7 +90,7 @@ def test_method_overrides_methods_and_back(base: Path) -> None:
         ("model.lln=x", r"unknown key model.lln; did you mean llm\?"),
         ("data.captions.imags=x", r"unknown key data.captions.0.imags; did you mean images\?"),
         ("zzz=1", "unknown key zzz; known: name, methods"),
-        ("method=dpaa", "'vanilla', 'cal', 'pmo', 'cmo' or 'dpa'"),
+        ("method=dpaa", "'vanilla', 'cal', 'pmo', 'cmo', 'dpa' or 'dpa-prior'"),
         ("methods=[dpa, dpa]", "names one method twice"),
         ("seed=-1", "greater than or equal to 0"),
         ("name=../x", "name"),

@@ -22,6 +22,7 @@ METHOD_COLOURS: dict[str, str] = {
     "cal": "--cal",
     "pmo": "--pmo",
     "cmo": "--cmo",
+    "dpa-prior": "--prior",
 }
 """Method -> CSS variable; ``--ink`` for others."""
 SHARES: dict[str, tuple[str, str]] = {

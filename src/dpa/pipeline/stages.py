@@ -22,9 +22,10 @@ from dpa.models.checkpoint_io import load_checkpoint, save_checkpoint
 from dpa.models.digest import digest_of_llm, digest_of_model, digest_of_part
 from dpa.models.freeze import set_trainable
 from dpa.models.legacy import write_mm_projector
-from dpa.models.lora import attach_lora, merge_adapter, save_adapter
+from dpa.models.lora import attach_lora, save_adapter
 from dpa.models.parts import grow_vocabulary, load_llm, resolve_part
 from dpa.models.vlm import Vlm, build_vlm
+from dpa.objectives import objective
 from dpa.pipeline.during import during
 from dpa.pipeline.folder import versions
 from dpa.pipeline.inputs import Inputs, StageInput, settings_of
@@ -112,19 +113,19 @@ def stage_inputs(
     done: dict[StageName, Entry],
 ) -> dict[str, Any]:
     """Everything that a stage's result depends on (JSON-able): the content of its key."""
-    objective = recipe.objective(method, stage)
-    dropped = _DO_NOT_MATTER | (_OF_RELEVANCE if objective == "uniform" else set()) | {"objective"}
+    name = recipe.objective(method, stage)
+    dropped = _DO_NOT_MATTER | (_OF_RELEVANCE if name == "uniform" else set()) | {"objective"}
     own = settings_of(recipe, stage)
     settings = own.model_dump(mode="json", exclude=dropped)
     # What is in force, whether it was asked for or chosen (packing matters because it rounds differently).
     settings["packing"] = packs(own, recipe.fidelity)
     if "window" in settings:
-        settings["window"] = window_of(own, objective)
+        settings["window"] = window_of(own, name)
     if own.tokens_per_micro_batch is not None:
         del settings["micro_batch"]  # not read
     train = recipe.train
     found: dict[str, Any] = {
-        "objective": objective,
+        "objective": name,
         "fidelity": recipe.fidelity,
         "seed": recipe.seed,
         "settings": settings,
@@ -171,8 +172,7 @@ def _caches(run: StageRun) -> Caches:
             "encoding": ENCODING_VERSION,
             "llm": run.inputs.llm,
             "proxy": run.done["proxy"].key if run.stage == "pretrain" and "proxy" in run.done else None,
-            # stage 2's own LLM and prior's reference have the same weights, but perhaps not the same vocabulary
-            "reference": recipe.objective(run.method, run.stage) == "prior",
+            "reference": run.stage == "finetune",  # whose vocabulary the model's image token has not enlarged
             "attention": recipe.model.attention,
             "format": settings.format,
             "max_length": settings.max_length,
@@ -263,8 +263,8 @@ def _keep(run: StageRun, made: Made, result: StageResult, artefact: Path) -> dic
 
 
 def _reference(run: StageRun) -> nn.Module | None:
-    """For objective ``prior``: the LLM that the stage starts from, frozen. Stage 2: the proxy where there is one."""
-    if run.recipe.objective(run.method, run.stage) != "prior":
+    """For objective ``prior``: the LLM that stage 3 starts from, frozen. In stage 2 the model's own LLM is frozen."""
+    if run.stage == "pretrain" or not objective(run.recipe.objective(run.method, run.stage)).frozen_reference:
         return None
     if run.inputs.start is not None:
         start = load_checkpoint(
@@ -275,9 +275,6 @@ def _reference(run: StageRun) -> nn.Module | None:
         )
         return start.model.requires_grad_(False)
     llm = load_llm(run.recipe.model, dtype=run.frozen_dtype, weights=run.weights)
-    adapter = run.artefact_of("proxy") if run.stage == "pretrain" else None
-    if adapter is not None and run.weights:
-        merge_adapter(llm, adapter, base_digest=_llm_files(run))
     llm.requires_grad_(False)
     return nn.Module.eval(llm)
 

@@ -170,11 +170,12 @@ class TrainStep(nn.Module):
     Args:
         model: a LLaVA, or for stages without images an LLM with its adapter.
         settings: the objective's.
-        reference: the frozen text-only LLM of objective ``prior``; its parameters must not require gradients.
+        reference: the frozen text-only LLM of objective ``prior``; its parameters must not require gradients. None
+            where the model's own LLM is frozen (stage 2): it is its own reference.
         autocast: compute in this type (parameters stay as they are); None: in the parameters' own.
 
     Raises:
-        UserError: ``prior`` without a reference.
+        UserError: ``prior`` without a reference where the LLM is trained.
     """
 
     def __init__(
@@ -187,13 +188,14 @@ class TrainStep(nn.Module):
     ) -> None:
         super().__init__()
         row = objective(settings.objective)
-        if row.frozen_reference and reference is None:
+        if row.frozen_reference and reference is None and _trains_llm(model):
             raise UserError(
                 f"objective {settings.objective} needs a frozen text-only LLM as its reference (the proxy of stage 1); "
                 "there is none in this run: choose cmo, cal or uniform"
             )
         self.model = model
         self.reference = reference if row.frozen_reference else None
+        self._own_text_pass = row.needs_without and self.reference is None
         self.settings = settings
         self._row = row
         self._autocast = autocast
@@ -267,7 +269,7 @@ class TrainStep(nn.Module):
             batch,
             fidelity=self.settings.fidelity,
             text_positions=self.settings.text_positions,
-            without=self._row.needs_without and not self._row.frozen_reference,
+            without=self._own_text_pass,
             logits=self._row.needs_logits,
             window=self.settings.window,
             packing=self.settings.packing,
@@ -323,7 +325,7 @@ class TrainStep(nn.Module):
         handle = body.register_forward_pre_hook(count)
         try:
             read = self._contrast(batch)
-            asked = self._row.needs_without and not self._row.frozen_reference and batch.logp_without is None
+            asked = self._own_text_pass and batch.logp_without is None
             for _ in range(made, 2 if asked and any(batch.image_counts) else 1):
                 with without_gradient(self.model):
                     token = batch.input_ids[:1, :1]
@@ -369,3 +371,7 @@ class TrainStep(nn.Module):
         projector = self.model.model.multi_modal_projector
         unused = [parameter.sum() for parameter in projector.parameters() if parameter.requires_grad]
         return 0.0 * torch.stack(unused).sum() if unused and torch.is_grad_enabled() else 0.0
+
+
+def _trains_llm(model: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in decoder(model).parameters())

@@ -102,13 +102,14 @@ RECIPES = Path(__file__).parents[3] / "recipes" / "lab"
 @pytest.mark.parametrize(
     ("name", "runs"),
     [
-        ("study", 3 * 5 * 6),
-        ("study-small", 5 * 6 + 5 * 2),
-        ("ablations/components", 4 * 2),
-        ("ablations/cmo-stages", 4 * 2),
+        ("study", 3 * 5 * 7),
+        ("study-small", 5 * 7 + 5 * 5),
+        ("ablations/components", 2 * 4 * 5),
+        ("ablations/cmo-stages", 2 * 4 * 5),
+        ("ablations/instructions", 3 * 3 * (4 + 2)),
         ("ablations/lora-rank", 4 * 2 * 2),
         ("ablations/delta", 4 * 2 * 2),
-        ("ablations/data-scale", 3 * 2 * 2),
+        ("ablations/data-scale", 3 * 2 * 3),
     ],
 )
 def test_shipped_files(name: str, runs: int) -> None:

@@ -153,6 +153,18 @@ class TestExact:
         torch.testing.assert_close(output.weight_sum, weights.sum())
         torch.testing.assert_close(output.loss_sum, -(weights * contrast(model, batch, without=False).logp_with).sum())
 
+    def test_a_frozen_llm_is_its_own_reference(self) -> None:
+        model, batch = tiny_llava("qwen2"), tiny_batch(IMAGES)
+        set_trainable(model, "pretrain")
+        read = contrast(model, batch)
+        assert read.logp_without is not None
+        weights = 1 - read.logp_without.exp()
+        step = TrainStep(model, settings("prior"))
+        for given in (batch, replace(batch, logp_without=read.logp_without)):  # from the cache, too
+            output = step(given, None)
+            torch.testing.assert_close(output.weight_sum, weights.sum())
+            torch.testing.assert_close(output.loss_sum, -(weights * read.logp_with).sum())
+
     def test_prior_without_reference(self) -> None:
         with pytest.raises(UserError, match="objective prior needs a frozen text-only LLM"):
             TrainStep(tiny_llava("qwen2"), settings("prior"))
