@@ -56,13 +56,14 @@ def main() -> None:
     """Prints, and draws where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--baseline", default=BASELINE, help="method that all others are compared with")
     parser.add_argument("--figures", type=Path, help="folder for the pictures (PNG and SVG)")
     options = parser.parse_args()
     cells = [cell for folder in options.runs for cell in cells_of(read_run(folder))]
     for level in dict.fromkeys(cell.level for cell in cells):
         mine = [cell for cell in cells if cell.level == level]
         print(f"\n### Captions in {level}\n")
-        print("\n".join(accuracy_table(mine)))
+        print("\n".join(accuracy_table(mine, options.baseline)))
         print()
         print("\n".join(word_table(mine)))
         print()
@@ -129,11 +130,11 @@ def shown(values: Sequence[float], *, scale: float = 1.0, digits: int = 1) -> st
     return "" if mean is None else mean.text(scale=scale, digits=digits)
 
 
-def difference(cells: Cells, method: str, name: str, *, scale: float = 100.0) -> str:
+def difference(cells: Cells, method: str, name: str, baseline: str, *, scale: float = 100.0) -> str:
     """Paired by seed against the baseline: mean ± half width, seeds won."""
-    ours, base = values_of(cells, method, name), values_of(cells, BASELINE, name)
+    ours, base = values_of(cells, method, name), values_of(cells, baseline, name)
     both = sorted(ours.keys() & base.keys())
-    if method == BASELINE or not both:
+    if method == baseline or not both:
         return ""
     deltas = [scale * (ours[seed] - base[seed]) for seed in both]
     mean = mean_of(deltas)
@@ -143,11 +144,11 @@ def difference(cells: Cells, method: str, name: str, *, scale: float = 100.0) ->
     return f"{clear}{mean.text(digits=1 if scale == 100 else 0, sign='+')}{clear} ({won}/{len(both)})"
 
 
-def accuracy_table(cells: Cells) -> list[str]:
+def accuracy_table(cells: Cells, baseline: str) -> list[str]:
     """Accuracy in % after stages 2 and 3, and how soon stage 2 sees."""
     lines = [
-        "| method | seeds | after stage 2, % | - vanilla (won) | after stage 3, % | - vanilla (won) | blind, % "
-        "| samples until visual words are seen | - vanilla (won) |",
+        f"| method | seeds | after stage 2, % | - {baseline} (won) | after stage 3, % | - {baseline} (won) | blind, % "
+        f"| samples until visual words are seen | - {baseline} (won) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     two, three, blind = "pretrain.lab.accuracy", "finetune.lab.accuracy", "finetune.lab.blind_accuracy"
@@ -156,10 +157,10 @@ def accuracy_table(cells: Cells) -> list[str]:
         found = {name: list(values_of(cells, method, name).values()) for name in (two, three, blind, soon)}
         of = "" if len(found[soon]) == len(found[two]) else f" [{len(found[soon])} of {len(found[two])} seeds]"
         lines.append(
-            f"| {method} | {len(found[two])} | {shown(found[two], scale=100)} | {difference(cells, method, two)} "
-            f"| {shown(found[three], scale=100)} | {difference(cells, method, three)} "
+            f"| {method} | {len(found[two])} | {shown(found[two], scale=100)} | {difference(cells, method, two, baseline)} "
+            f"| {shown(found[three], scale=100)} | {difference(cells, method, three, baseline)} "
             f"| {shown(found[blind], scale=100)} "
-            f"| {shown(found[soon], digits=0)}{of} | {difference(cells, method, soon, scale=1)} |"
+            f"| {shown(found[soon], digits=0)}{of} | {difference(cells, method, soon, baseline, scale=1)} |"
         )
     return lines
 
