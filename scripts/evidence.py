@@ -156,12 +156,18 @@ def accuracy_table(cells: Cells, baseline: str) -> list[str]:
     for method in methods_of(cells):
         found = {name: list(values_of(cells, method, name).values()) for name in (two, three, blind, soon)}
         of = "" if len(found[soon]) == len(found[two]) else f" [{len(found[soon])} of {len(found[two])} seeds]"
-        lines.append(
-            f"| {method} | {len(found[two])} | {shown(found[two], scale=100)} | {difference(cells, method, two, baseline)} "
-            f"| {shown(found[three], scale=100)} | {difference(cells, method, three, baseline)} "
-            f"| {shown(found[blind], scale=100)} "
-            f"| {shown(found[soon], digits=0)}{of} | {difference(cells, method, soon, baseline, scale=1)} |"
-        )
+        row = [
+            method,
+            str(len(found[two])),
+            shown(found[two], scale=100),
+            difference(cells, method, two, baseline),
+            shown(found[three], scale=100),
+            difference(cells, method, three, baseline),
+            shown(found[blind], scale=100),
+            shown(found[soon], digits=0) + of,
+            difference(cells, method, soon, baseline, scale=1),
+        ]
+        lines.append("| " + " | ".join(row) + " |")
     return lines
 
 
