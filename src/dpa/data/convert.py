@@ -212,7 +212,8 @@ def _extension(content: bytes) -> str:
 def _llava(row: Row, images: list[str]) -> dict[str, Any]:
     image = {} if not images else {"image": images[0] if len(images) == 1 else images}
     turns = [{"from": _FROM[turn.role], "value": turn.text} for turn in row.turns]
-    return {"id": row.id, **image, "conversations": turns}
+    marks = {} if row.visual_spans is None else {"visual_spans": row.visual_spans}
+    return {"id": row.id, **image, "conversations": turns, **marks}
 
 
 @contextmanager
