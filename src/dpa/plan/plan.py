@@ -13,12 +13,13 @@ from transformers.utils.hub import cached_file
 from dpa.data.settings import DataSource
 from dpa.errors import UserError
 from dpa.models.parts import resolve_part
+from dpa.objectives import objective
 from dpa.pipeline import dry_run
 from dpa.pipeline.inputs import Inputs, settings_of, sources_of, store_of
 from dpa.plan.count import BF16, FP32, Row, Sizes, flops, peak_bytes
 from dpa.plan.known import DATA_SETS, GPUS, DataSet, Gpu
 from dpa.plan.shapes import Parts, read_parts
-from dpa.plan.workload import Samples, Workload, assumed, workload
+from dpa.plan.workload import Samples, Workload, assumed, counted, workload
 from dpa.recipe import METHODS, STAGES, MethodName, Recipe, StageName
 from dpa.train.batches import default_workers
 from dpa.train.settings import ObjectiveName, ParallelName, StageSettings
@@ -88,6 +89,11 @@ class StagePlan:
     state: str
     """``new``, ``continues``, ``finished``; ``not here`` where it cannot be known."""
     samples: int
+    images: int
+    """In all samples."""
+    different_images: int
+    labels: int
+    """Supervised tokens in all samples."""
     counted: bool
     """Samples and lengths are the files'; False: assumed (``DATA_SETS``)."""
     steps: int
@@ -179,9 +185,9 @@ def plan_stage(
     """One stage under the recipe's settings."""
     settings, sizes = settings_of(recipe, stage), sizes_of(parts, recipe)
     work = _work(recipe, settings, samples, parts, machine.ranks)
-    objective = recipe.objective(methods[0], stage)
-    row: Row = "vanilla" if objective == "uniform" else "official" if recipe.fidelity == "official" else "ours"
-    cached = wants_text_cache(settings, stage, objective_name=objective, fidelity=recipe.fidelity)
+    name = recipe.objective(methods[0], stage)
+    row = row_of(recipe, name)
+    cached = wants_text_cache(settings, stage, objective_name=name, fidelity=recipe.fidelity)
     per_micro = flops(
         sizes, stage, "vanilla" if cached else row, work.mean, checkpointing=settings.gradient_checkpointing
     )["total"]
@@ -196,9 +202,12 @@ def plan_stage(
     return StagePlan(
         stage=stage,
         methods=methods,
-        objective=objective,
+        objective=name,
         state=state or "not here",
         samples=len(samples),
+        images=int(samples.images.sum()),
+        different_images=samples.different_images,
+        labels=int(samples.supervised.sum()),
         counted=samples.counted,
         steps=work.steps,
         micro_batches=work.micro_batches,
@@ -211,6 +220,13 @@ def plan_stage(
         hours=hours,
         images_per_second=images / (hours * 3600) if hours else 0.0,
     )
+
+
+def row_of(recipe: Recipe, name: ObjectiveName) -> Row:
+    """Which passes an objective makes under the recipe's fidelity."""
+    if not objective(name).needs_without:
+        return "vanilla"
+    return "official" if recipe.fidelity == "official" else "ours"
 
 
 def sizes_of(parts: Parts, recipe: Recipe) -> Sizes:
@@ -266,7 +282,7 @@ def fit_advice(
     if not planned.fits and machine.ranks > 1 and recipe.parallel != "fsdp":
         shardings.append("fsdp")
     sizes = sizes_of(parts, recipe)
-    row: Row = "vanilla" if planned.objective == "uniform" else "official" if recipe.fidelity == "official" else "ours"
+    row = row_of(recipe, planned.objective)
     dealt: dict[int, Workload] = {}
     for parallel in shardings:
         for checkpointing in (False, True):
@@ -384,10 +400,7 @@ def _samples(
     recipe: Recipe, stage: StageName, inputs: Inputs | None, parts: Parts, problems: list[Problem]
 ) -> Samples | None:
     if inputs is not None:
-        audit = inputs.stage(stage).audit
-        images = audit.has_image.astype("int64")
-        text = audit.lengths.astype("int64") - images * parts.image_tokens
-        return Samples(text, images, audit.labels.astype("int64"), counted=True)
+        return counted(inputs.stage(stage).audit, parts.image_tokens)
     sets: list[tuple[DataSet, int]] = []
     for source in sources_of(recipe, stage):
         known = next((DATA_SETS[part] for part in (source.path.name, *source.path.parts) if part in DATA_SETS), None)
@@ -415,12 +428,11 @@ def _disk(recipe: Recipe, parts: Parts, stages: list[StagePlan]) -> dict[str, fl
         settings = settings_of(recipe, planned.stage)
         if wants_text_cache(
             settings, planned.stage, objective_name=planned.objective, fidelity=recipe.fidelity
-        ):  # a float32 per caption token; CAL keeps two
+        ):  # a float32 per supervised token; CAL keeps two
             per_token = FP32 * (2 if planned.objective == "cal" else 1)
-            text = planned.tokens - planned.samples * parts.image_tokens
-            found["text-only cache"] = found.get("text-only cache", 0.0) + per_token * max(0.0, text)
+            found["text-only cache"] = found.get("text-only cache", 0.0) + per_token * float(planned.labels)
         if recipe.train.vision_cache and planned.stage != "proxy":
-            rows = planned.samples * parts.image_tokens
+            rows = planned.different_images * parts.image_tokens
             found[f"vision cache, {planned.stage}"] = 2.0 * rows * parts.tower.hidden
     return found
 
