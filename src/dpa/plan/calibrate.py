@@ -16,7 +16,8 @@ from dpa.models.parts import load_llm
 from dpa.models.vlm import build_vlm
 from dpa.pipeline.inputs import Inputs, settings_of, store_of
 from dpa.plan.count import flops
-from dpa.plan.plan import Machine, row_of, sizes_of
+from dpa.plan.machine import Machine
+from dpa.plan.plan import row_of, sizes_of
 from dpa.plan.shapes import read_parts
 from dpa.plan.workload import counted, workload
 from dpa.recipe import Recipe, StageName

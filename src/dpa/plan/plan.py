@@ -17,7 +17,8 @@ from dpa.objectives import objective
 from dpa.pipeline import dry_run
 from dpa.pipeline.inputs import Inputs, settings_of, sources_of, store_of
 from dpa.plan.count import BF16, FP32, Row, Sizes, flops, peak_bytes
-from dpa.plan.known import DATA_SETS, GPUS, DataSet, Gpu
+from dpa.plan.known import DATA_SETS, DataSet
+from dpa.plan.machine import Machine
 from dpa.plan.shapes import Parts, read_parts
 from dpa.plan.workload import Samples, Workload, assumed, counted, workload
 from dpa.recipe import METHODS, STAGES, MethodName, Recipe, StageName
@@ -25,8 +26,6 @@ from dpa.train.batches import default_workers
 from dpa.train.settings import ObjectiveName, ParallelName, StageSettings
 from dpa.train.step import packs, wants_text_cache
 
-STATED_MFU = 0.4
-"""Share of the data sheet's FLOP/s that training reaches, where nobody has measured it."""
 RESERVE = 0.08
 """Of the memory, for the device's context and what the allocator cannot use."""
 _IMAGES_PER_WORKER = 100.0
@@ -35,36 +34,6 @@ _MANY_WORKERS = 32
 """Loader processes per GPU that hardly any machine has cores for."""
 
 Level = Literal["error", "advice"]
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What to plan for."""
-
-    gpu: Gpu
-    memory: float
-    """Bytes per device."""
-    ranks: int
-    mfu: dict[StageName, float]
-    """Per stage."""
-    measured: bool = False
-    """``mfu`` was measured here (``--calibrate``)."""
-
-
-def machine_of(recipe: Recipe, gpu: str, memory_gb: float | None, mfu: float | None) -> Machine:
-    """From the command's options.
-
-    Raises:
-        UserError: an unknown GPU.
-    """
-    if gpu not in GPUS:
-        raise UserError(
-            f"--gpu {gpu}: not known; known: {', '.join(GPUS)}; another one: the nearest, --gpu-memory, --mfu"
-        )
-    share = STATED_MFU if mfu is None else mfu
-    row = GPUS[gpu]
-    memory = row.bytes if memory_gb is None else memory_gb * 1e9
-    return Machine(row, memory, recipe.gpus or 1, dict.fromkeys(STAGES, share))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from dpa.pipeline import dry_run
 from dpa.pipeline.inputs import Inputs, store_of
 from dpa.plan.calibrate import calibrate
 from dpa.plan.count import Load, flops, peak_bytes
-from dpa.plan.plan import Machine, RunPlan, machine_of, make_plan, sizes_of
+from dpa.plan.machine import Machine, machine_of
+from dpa.plan.plan import RunPlan, make_plan, sizes_of
 from dpa.plan.shapes import read_parts
 from dpa.plan.text import plan_text
 from dpa.plan.workload import Samples, counted, workload
