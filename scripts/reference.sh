@@ -14,16 +14,29 @@
 #   RUN_NAME              folder below runs/                           default: $MODEL-$DATA-$METHOD
 #   PYTHON                                                             default: python
 # Any further setting: bash scripts/pretrain.sh stages.proxy.micro_batch=8
+# Exit code: that of the command that failed, which is named with its stage. 2: settings or data are wrong.
 set -euo pipefail
 
 stage=$1
 shift
+
+failed() { # COMMAND CODE
+  echo "$0: stage $stage: $1 ended with exit code $2; what is wrong is said above" >&2
+  exit "$2"
+}
+
+refuse() { # MESSAGE
+  echo "$0: stage $stage: $1" >&2
+  exit 2
+}
+
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 model=${MODEL:-llama3.1-8b} data=${DATA:-blip558k} method=${METHOD:-dpa}
 recipe=${RECIPE:-$root/recipes/paper/$model/$data.yaml}
 [[ $recipe == /* ]] || recipe=$PWD/$recipe
 [[ -z ${LLM_VERSION:-} ]] || model=$(basename "$LLM_VERSION")
 name=${RUN_NAME:-$model-$data-$method}
+[[ -d ${WORK_DIR:-.} ]] || refuse "WORK_DIR $WORK_DIR is not a folder"
 cd "${WORK_DIR:-.}"
 
 trains=yes
@@ -31,8 +44,7 @@ for given in "$@"; do
   case $given in
     --dry-run) trains=no ;;
     name=* | output=* | method=* | methods=*)
-      echo "$0: set RUN_NAME, WORK_DIR or METHOD instead of $given: the results' names follow them" >&2
-      exit 2
+      refuse "set RUN_NAME, WORK_DIR or METHOD instead of $given: the results' names follow them"
       ;;
   esac
 done
@@ -50,9 +62,18 @@ settings=(name="$name" output=runs method="$method")
 
 python=${PYTHON:-python}
 gpus=${NUM_GPUS:-$(nvidia-smi -L 2>/dev/null | grep -c ^GPU || true)}
+[[ $gpus =~ ^[0-9]+$ ]] || refuse "NUM_GPUS is $gpus: give a number"
+run=(-m dpa run "$recipe" --until "$stage" "${settings[@]}" "$@")
+if [[ $trains == no ]]; then
+  "$python" "${run[@]}" || failed "dpa run --dry-run" $?
+  exit
+fi
 launch=("$python")
 if ((gpus > 1)); then
+  # torchrun makes 1 of every exit code: what is wrong with settings and data is found before, in one process, and what
+  # that has counted is not counted again
+  "$python" "${run[@]}" --dry-run >/dev/null || failed "dpa run --dry-run" $?
   launch=("$python" -m torch.distributed.run --standalone --nproc-per-node "$gpus")
 fi
-"${launch[@]}" -m dpa run "$recipe" --until "$stage" "${settings[@]}" "$@"
-[[ $trains == no ]] || "$python" -m dpa reference "runs/$name" --out checkpoints
+"${launch[@]}" "${run[@]}" || failed "dpa run" $?
+"$python" -m dpa reference "runs/$name" --out checkpoints || failed "dpa reference" $?

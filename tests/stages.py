@@ -69,10 +69,11 @@ TEXTS = tuple(structure for structure in MIXED if "image" not in structure)
 class MemoryData:
     """What ``StageData`` is to the loader: samples with these structures, each with tokens and pixels of its own."""
 
-    def __init__(self, structures: Sequence[str], *, broken: str | None = None) -> None:
-        """``broken``: id of a sample whose pixels are NaN."""
+    def __init__(self, structures: Sequence[str], *, broken: str | None = None, marks: bool = False) -> None:
+        """``broken``: id of a sample whose pixels are NaN. ``marks``: samples with image mark every third id."""
         self.structures = tuple(structures)
         self.broken = broken
+        self.marks = marks
 
     def __len__(self) -> int:
         return len(self.structures)
@@ -84,7 +85,8 @@ class MemoryData:
         pixels = batch.pixel_values
         if pixels is not None and self.broken == f"s{index}":
             pixels = pixels * torch.nan
-        encoded = Encoded(input_ids=ids, supervised=batch.supervised[0].tolist(), image_spans=spans)
+        marked = [token % 3 == 0 for token in ids] if self.marks and spans else None
+        encoded = Encoded(input_ids=ids, supervised=batch.supervised[0].tolist(), image_spans=spans, marked=marked)
         return Item(encoded=encoded, pixel_values=pixels, sample_id=f"s{index}", where=f"memory, record {index}")
 
     def text_item(self, index: int) -> Item:
@@ -169,7 +171,11 @@ def tiny_caches(work: Path, options: Options) -> Caches:
 
 def tiny_job(work: Path, options: Options, *, on_step: Sequence[Callable[[Mapping[str, Any]], None]] = ()) -> StageJob:
     structures = TEXTS if options.stage == "proxy" else options.structures
-    data = MemoryData([structures[i % len(structures)] for i in range(options.samples)], broken=options.broken)
+    data = MemoryData(
+        [structures[i % len(structures)] for i in range(options.samples)],
+        broken=options.broken,
+        marks=options.objective == "spans",
+    )
     items = [data[i] for i in range(len(data))]
     settings = StageSettings.model_validate(
         {

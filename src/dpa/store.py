@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,17 @@ class Store:
                 f"{root}: cannot make the store ({error.strerror}); choose another output or DPA_STORE"
             ) from None
 
+    def cache(self) -> Path:
+        """Folder of everything that can be made again; made if it is not there.
+
+        Raises:
+            StorageError, UserError: it cannot be made.
+        """
+        folder = self.root / ".cache"
+        with disk_errors(folder):
+            folder.mkdir(exist_ok=True)
+        return folder
+
     def entry(self, stage: str, inputs: dict[str, Any]) -> Entry:
         """The entry of a stage with these inputs (JSON-able: settings and digests)."""
         key = digest_of({"format": FORMAT, "stage": stage, "inputs": inputs})
@@ -87,7 +98,8 @@ class Store:
         """Holds the entry; another process with the same stage gets a message instead of a second training."""
         lock = FileLock(str(entry.folder) + ".lock")
         try:
-            lock.acquire(timeout=1)
+            with disk_errors(entry.folder):
+                lock.acquire(timeout=1)
         except Timeout:
             raise UserError(
                 f"stage {entry.stage} ({entry.folder.name}) is being trained by another process; wait or stop it"
@@ -99,7 +111,8 @@ class Store:
 
     def begin(self, entry: Entry) -> Path:
         """The partial folder, made if it is not there yet."""
-        entry.partial.mkdir(parents=True, exist_ok=True)
+        with disk_errors(entry.partial):
+            entry.partial.mkdir(parents=True, exist_ok=True)
         return entry.partial
 
     def finish(self, entry: Entry, artefact: Path, manifest: dict[str, Any]) -> None:
@@ -118,25 +131,33 @@ class Store:
         shutil.rmtree(entry.partial, ignore_errors=True)
 
 
+_PLACE = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns a full or read-only disk into a message, and a place where nothing can be written.
+    """Turns a full disk into a message, and a place where nothing can be written.
 
     Raises:
-        StorageError: the disk is full or not writable.
-        UserError: a folder lies where a file shall be written or the other way round, or a name is too long.
+        StorageError: the disk is full.
+        UserError: no permission, a folder where a file shall be written or the other way round, too long a name.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG):
+        if error.errno in _PLACE:
             raise UserError(
                 f"{path} cannot be written: {error.filename or path}: {error.strerror}; choose another place"
             ) from None
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno in _PERMISSION:
+            raise UserError(
+                f"{path} cannot be written: {error.filename or path}: {error.strerror}; mend permissions or choose "
+                "another place, then start the same command again: nothing finished is lost"
+            ) from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(
-                f"{path}: {error.strerror}; nothing finished is lost: "
-                "free space or mend permissions, then start the same command again"
+                f"{path}: {error.strerror}; nothing finished is lost: free space, then start the same command again"
             ) from None
         raise
 
@@ -147,13 +168,45 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Atomic: temporary sibling, fsync, rename."""
+    """See :func:`write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Atomic: temporary sibling, fsync, rename. Where that fails, nothing is left behind."""
+    if path.is_dir():  # renaming would fail, too, but "." and "/" have no siblings
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_output(path: Path, content: str | bytes) -> None:
+    """Writes a file that a user has named: whole or not at all; its folder is made.
+
+    What is no file (``/dev/stdout``, a pipe) is written to, never replaced; of a link, the file that it points to.
+
+    Raises:
+        UserError: it cannot be written there.
+        StorageError: the disk is full.
+    """
+    # half a surrogate pair stands for a byte of a file's name that is no UTF-8
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    with disk_errors(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(data)
+            return
+        target = path.resolve() if path.is_symlink() else path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(target, data)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -203,5 +256,6 @@ class FileDigests:
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         self._known[name] = [stat.st_size, stat.st_mtime_ns, found]
-        write_json(self._cache, self._known)
+        with disk_errors(self._cache):
+            write_json(self._cache, self._known)
         return found

@@ -148,6 +148,54 @@ def test_a_setting_that_would_move_the_results_is_refused(work: Path) -> None:
     assert "RUN_NAME" in done.stderr
 
 
+def stand_in(work: Path, codes: dict[str, int]) -> Path:
+    """For PYTHON: writes down what it is asked for and ends with the code of the first of ``codes`` that is in it."""
+    path = work / "python"
+    cases = "".join(f'  *"{words}"*) exit {code} ;;\n' for words, code in codes.items())
+    path.write_text(f'#!/bin/bash\necho "$*" >> "{work}/asked"\ncase "$*" in\n{cases}esac\n', encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("gpus", "codes", "code", "named", "asked"),
+    [
+        ("1", {"dpa run": 2}, 2, "stage pretrain: dpa run ended with exit code 2", ["-m dpa run"]),
+        ("1", {"reference": 7}, 7, "stage pretrain: dpa reference ended", ["-m dpa run", "-m dpa reference"]),
+        ("1", {}, 0, "", ["-m dpa run", "-m dpa reference"]),
+        # torchrun ends with 1 whatever its ranks say
+        ("2", {"--dry-run": 2, "torch": 1}, 2, "stage pretrain: dpa run --dry-run ended", ["-m dpa run"]),
+        ("2", {"torch": 1}, 1, "stage pretrain: dpa run ended", ["-m dpa run", "-m torch.distributed.run"]),
+        ("2", {}, 0, "", ["-m dpa run", "-m torch.distributed.run", "-m dpa reference"]),
+        ("two", {}, 2, "stage pretrain: NUM_GPUS is two: give a number", []),
+    ],
+)
+def test_a_stage_that_fails_is_named_and_its_exit_code_passed_on(
+    tmp_path: Path, gpus: str, codes: dict[str, int], code: int, named: str, asked: list[str]
+) -> None:
+    done = script("pretrain_lvlm.sh", tmp_path, NUM_GPUS=gpus, PYTHON=str(stand_in(tmp_path, codes)))
+    assert done.returncode == code, done.stderr
+    assert named in done.stderr
+    said = tmp_path / "asked"
+    lines = said.read_text().splitlines() if said.exists() else []
+    assert len(lines) == len(asked)
+    assert all(line.startswith(start) for line, start in zip(lines, asked, strict=True))
+
+
+def test_a_dry_run_is_one_process_and_links_nothing(tmp_path: Path) -> None:
+    python = stand_in(tmp_path, {})
+    assert script("pretrain.sh", tmp_path, "--dry-run", NUM_GPUS="8", PYTHON=str(python)).returncode == 0
+    (line,) = (tmp_path / "asked").read_text().splitlines()
+    assert line.startswith("-m dpa run")
+    assert line.count("--dry-run") == 1
+
+
+def test_a_working_folder_that_is_not_there(tmp_path: Path) -> None:
+    done = script("pretrain.sh", tmp_path / "gone")
+    assert done.returncode == 2
+    assert f"stage proxy: WORK_DIR {tmp_path}/gone is not a folder" in done.stderr
+
+
 def test_model_and_data_name_a_recipe_of_the_paper(work: Path) -> None:
     done = script("pretrain.sh", work, RECIPE="", MODEL="no-such-model", DATA="sharegpt4v")
     assert done.returncode == 2

@@ -30,6 +30,7 @@ CASES = {
     "images alone": Options(structures=IMAGES, micro_batch=2),
     "pretrain, text alone": Options(stage="pretrain", structures=TEXTS, micro_batch=2),
     "caches": Options(stage="pretrain", micro_batch=2, caches="caches", cached=("text", "vision")),
+    "spans, ragged": Options(stage="pretrain", objective="spans", bounds=None, samples=19, max_steps=3, micro_batch=2),
     "mostly text": Options(structures=(*TEXTS, *TEXTS, *TEXTS, MIXED[0]), micro_batch=2, max_steps=3),
 }
 
@@ -41,7 +42,7 @@ def all_cases(work: Path) -> dict[str, Trained]:
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Trained]]:
-    """Thirteen stages in one process group: a hang in any of them runs into the time limit."""
+    """Fourteen stages in one process group: a hang in any of them runs into the time limit."""
     return run_ranks(all_cases, tmp_path_factory.mktemp("ranks"))
 
 

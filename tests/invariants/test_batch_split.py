@@ -21,6 +21,7 @@ CASES = {
     "cal": Options(objective="cal", bounds=None),
     "uniform": Options(objective="uniform"),
     "pretrain": Options(stage="pretrain"),
+    "spans": Options(stage="pretrain", objective="spans", bounds=None),
     "proxy": Options(stage="proxy"),
     "by length": Options(more={"group_by_length": True}),
     "gemma2, ragged last batch": Options(family="gemma2", samples=19, max_steps=3),

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "results": LEAVES | {"recipe", "store"},
     "pipeline": LEAVES
     | {"recipe", "results", "store", "train", "data", "models", "objectives", "evaluate", "analyze", "lab"},
-    "ablation": LEAVES | {"recipe", "store", "pipeline", "analyze"},
+    "ablation": LEAVES | {"recipe", "store", "pipeline", "analyze", "results"},
     "plan": LEAVES | {"recipe", "pipeline", "train", "data", "models", "objectives"},
     "cli": LEAVES
     | {"ablation", "recipe", "results", "pipeline", "plan", "evaluate", "analyze", "lab", "data", "export", "models"},

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpa.errors import CheckpointError, StorageError, UserError
-from dpa.store import FileDigests, Store, disk_errors, link, write_json
+from dpa.store import FileDigests, Store, disk_errors, link, write_json, write_output, write_text
 
 
 def test_an_entry_is_published_whole(tmp_path: Path) -> None:
@@ -64,6 +64,47 @@ def test_a_place_where_nothing_can_be_written_is_the_users_to_change(tmp_path: P
         (tmp_path / "file" / "a").mkdir()
     with pytest.raises(UserError, match="Is a directory"), disk_errors(tmp_path):
         tmp_path.write_text("")
+    for code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        with pytest.raises(UserError, match="mend permissions or choose another place"), disk_errors(tmp_path):
+            raise OSError(code, os.strerror(code), "x")
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "folder", Path()):
+        with pytest.raises(IsADirectoryError):
+            write_text(path, "new")
+    (tmp_path / "file").write_text("old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_text(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "old"
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_file_that_a_user_names(tmp_path: Path) -> None:
+    write_output(tmp_path / "new" / "folder" / "page", "grün")
+    assert (tmp_path / "new" / "folder" / "page").read_bytes() == "grün".encode()
+    (tmp_path / "link").symlink_to(tmp_path / "other" / "target")
+    write_output(tmp_path / "link", b"through")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "other" / "target").read_bytes() == b"through"
+    write_output(tmp_path / "name", "caf\udce9")  # a file's name in Latin-1
+    assert (tmp_path / "name").read_text() == "caf\\udce9"
+    with pytest.raises(UserError, match="Is a directory; choose another place"):
+        write_output(tmp_path, "x")
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK)
+    write_output(tmp_path / "pipe", "flows")
+    assert os.read(reader, 10) == b"flows"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_full_disk_is_a_message(tmp_path: Path) -> None:

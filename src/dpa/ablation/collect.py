@@ -318,7 +318,7 @@ def write_results(results: Results) -> list[Path]:
     """``results.json``, ``results.csv``, ``results.md`` in the ablation's folder.
 
     Raises:
-        StorageError: the disk is full or not writable.
+        StorageError, UserError: the disk is full or not writable.
     """
     folder = results.ablation.folder
     with disk_errors(folder):

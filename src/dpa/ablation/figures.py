@@ -50,7 +50,7 @@ def write_pictures(pictures: Sequence[Picture], folder: Path) -> list[Path]:
     """NAME.png and NAME.svg each.
 
     Raises:
-        StorageError: the disk is full or not writable.
+        StorageError, UserError: the disk is full or not writable.
     """
     paths = []
     with disk_errors(folder):

@@ -19,7 +19,7 @@ def write_report(results: Results, pictures: Sequence[Picture]) -> Path:
     """Writes it into the ablation's folder.
 
     Raises:
-        StorageError: the disk is full or not writable.
+        StorageError, UserError: the disk is full or not writable.
     """
     environment = Environment(
         loader=PackageLoader("dpa.ablation", "templates"),

@@ -17,7 +17,7 @@ from dpa.evaluate.scores import Scored
 from dpa.evaluate.settings import PAPER
 from dpa.evaluate.statistics import Floats, Units, interval, paired, resample
 from dpa.evaluate.tables import accuracy_table
-from dpa.store import disk_errors, write_text
+from dpa.store import write_output
 
 BASELINE = "vanilla"
 
@@ -119,10 +119,8 @@ def render(comparison: Comparison, form: str) -> str:
 
 
 def save(text: str, path: Path) -> None:
-    """Writes a rendered comparison. Raises StorageError where the disk is full or not writable."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text + "\n")
+    """Writes a rendered comparison. Raises StorageError, UserError where it cannot be written."""
+    write_output(path, text + "\n")
 
 
 def compare_runs(

@@ -15,7 +15,7 @@ from dpa.analyze.data_text import number, rows_of, spreads_of
 from dpa.data.check import Spread, StageCheck
 from dpa.data.dataset import StageData
 from dpa.errors import DataError
-from dpa.store import disk_errors, write_text
+from dpa.store import write_output
 
 _THUMBNAIL = 240
 """Pixels of the longer side."""
@@ -52,7 +52,7 @@ def write_data_report(
         title: what was checked.
 
     Raises:
-        StorageError: the disk is full or not writable.
+        StorageError, UserError: the disk is full or not writable.
     """
     environment = Environment(
         loader=PackageLoader("dpa.analyze"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -62,9 +62,7 @@ def write_data_report(
         can_train=all(stage.refusal is None for stage in stages),
         stages=[_stage(stage, of, llm) for stage, of in zip(stages, data, strict=True)],
     )
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, html)
+    write_output(path, html)
 
 
 def _stage(stage: StageCheck, data: StageData, llm: str) -> dict[str, Any]:

@@ -167,7 +167,7 @@ class Explanation:
         return page([(self, *others)])
 
     def png(self, path: Path, *others: Explanation) -> None:
-        """A picture for a paper (300 dpi). Raises StorageError where it cannot be written."""
+        """A picture for a paper (300 dpi). Raises StorageError, UserError where it cannot be written."""
         from dpa.analyze.explain_figure import write_figure
 
         write_figure(path, (self, *others))

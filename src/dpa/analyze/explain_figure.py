@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from itertools import groupby
@@ -19,7 +20,7 @@ from dpa.analyze.explain import Explanation, Token
 from dpa.analyze.explain_page import FORMULAS, facts_of, parts_of, scale_of
 from dpa.errors import UserError
 from dpa.log import get_logger
-from dpa.store import disk_errors
+from dpa.store import write_output
 
 log = get_logger(__name__)
 
@@ -51,16 +52,16 @@ def write_figure(path: Path, row: Sequence[Explanation]) -> None:
 
     Raises:
         UserError: another suffix than .png.
-        StorageError: the disk is full or not writable.
+        StorageError, UserError: the disk is full or not writable.
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"{path}: the figure is written as PNG; name it .png")
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", message="Glyph .* missing from font")
         figure = _draw(row)
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=DPI, metadata={"Software": None}, pil_kwargs={"optimize": True})
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=DPI, metadata={"Software": None}, pil_kwargs={"optimize": True})
+    write_output(path, picture.getvalue())
     missing = {str(item.message) for item in caught if "missing from" in str(item.message)}
     if missing:
         log.warning("%s: no font here has %d of its characters; boxes stand in their place", path, len(missing))

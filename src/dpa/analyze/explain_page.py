@@ -15,7 +15,7 @@ from PIL import Image
 
 from dpa.analyze.explain import Explanation, Health, Token, health_of
 from dpa.evaluate.tables import MISSING
-from dpa.store import disk_errors, write_text
+from dpa.store import write_output
 
 _PIXELATED_SIDE = 160
 """Pictures up to so many pixels a side are enlarged with hard edges."""
@@ -106,11 +106,9 @@ def page(rows: Sequence[tuple[Explanation, ...]], *, title: str = "What the imag
 
 
 def write_page(path: Path, rows: Sequence[tuple[Explanation, ...]], *, title: str = "What the image adds") -> None:
-    """:func:`page` as a file. Raises StorageError where it cannot be written."""
+    """:func:`page` as a file. Raises StorageError, UserError where it cannot be written."""
     html = page(rows, title=title)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, html)
+    write_output(path, html)
 
 
 def scale_of(explanations: Sequence[Explanation]) -> float:

@@ -92,7 +92,7 @@ def write_maps(path: Path, head: Mapping[str, Any], line: Mapping[str, Any]) -> 
     does everything of other samples.
 
     Raises:
-        StorageError: the disk is full or not writable.
+        StorageError, UserError: the disk is full or not writable.
     """
     before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     first = json.dumps(head)

@@ -74,7 +74,7 @@ def write_report(run_folder: Path) -> Path:
 
     Raises:
         UserError: no run lies in the folder, or one of its files is not ours.
-        StorageError: the disk is full or not writable.
+        StorageError, UserError: the disk is full or not writable.
     """
     run = read_run(run_folder)
     metrics = {method: run.metrics(method) for method in run.methods}

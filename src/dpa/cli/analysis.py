@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dpa.cli.output import Json
+from dpa.cli.output import Json, check_output
 
 
 def compare_command(
@@ -27,6 +27,7 @@ def compare_command(
     as_json: Json = False,
 ) -> None:
     """Methods side by side: numbers with intervals, average, wins, paired differences."""
+    check_output(out)
     from dpa.analyze.compare import compare_runs, paper_rows, render, save
 
     rows = None if paper is None else paper_rows(paper)

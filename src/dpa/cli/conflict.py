@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dpa.cli.output import Json, emit
+from dpa.cli.output import Json, check_output, emit
 from dpa.cli.progress import bar
 from dpa.errors import UserError
 from dpa.log import quiet_libraries
@@ -38,6 +38,7 @@ def conflict_command(
 
     Reads no images and trains nothing that is kept. docs/conflict.md says how to read the result.
     """
+    check_output(out)
     from dpa.analyze.conflict import measure_conflict, read_captions
     from dpa.analyze.conflict.report import write_conflict_report
     from dpa.analyze.conflict.text import conflict_text

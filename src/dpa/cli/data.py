@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dpa.cli.output import Json, emit
+from dpa.cli.output import Json, check_output, emit
 from dpa.cli.progress import bar
 from dpa.errors import UserError
 from dpa.log import quiet_libraries
@@ -52,6 +52,7 @@ def data_check(
 
     Exit code 2 if training would not start. For a recipe only --decode, --html and --json count; the rest is in it.
     """
+    check_output(html)
     from dpa.analyze.data_report import write_data_report
     from dpa.analyze.data_text import check_text
     from dpa.pipeline.data_check import check_recipe, check_source
@@ -110,6 +111,7 @@ def data_captions(
     as_json: Json = False,
 ) -> None:
     """Writes the captions without their images, as the reference's stage 1 reads them."""
+    check_output(out)
     from dpa.data.convert import write_captions
 
     with bar("writing", quiet=as_json) as progress:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dpa.cli.output import Json, emit
+from dpa.cli.output import Json, check_output, emit
 from dpa.errors import UserError
 from dpa.log import quiet_libraries
 
@@ -46,6 +46,10 @@ def explain_command(
         raise UserError("--samples reads images and texts from the run's data: leave IMAGE, --prompt and --truth out")
     if png is not None and png.suffix.lower() != ".png":
         raise UserError(f"--png {png}: the figure is written as PNG; name it .png")
+    if out is None and png is None and not as_json:
+        out = Path("explain.html")
+    check_output(out)
+    check_output(png)
     from dpa.pipeline.explain import explain_samples, explain_text, headline
     from dpa.pipeline.models import stage_named
 
@@ -68,8 +72,6 @@ def explain_command(
         ]
     else:
         rows = explain_samples(sources, samples=samples, stage=named, kind=kind, proxy=proxy, seed=seed)
-    if out is None and png is None and not as_json:
-        out = Path("explain.html")
     written = _write(rows, out, png)
     if as_json:
         emit({"explanations": [item.to_dict() for row in rows for item in row], "written": list(map(str, written))})

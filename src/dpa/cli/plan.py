@@ -22,7 +22,8 @@ def plan_command(
 ) -> None:
     """Memory, steps, hours and disk of a run, and what is missing. Trains nothing; exit code 2 if it cannot run."""
     from dpa.plan.calibrate import calibrate as measure
-    from dpa.plan.plan import machine_of, make_plan
+    from dpa.plan.machine import machine_of
+    from dpa.plan.plan import make_plan
     from dpa.plan.text import plan_text
     from dpa.recipe import load_recipe
 

@@ -32,7 +32,8 @@ def run_command(
     quiet_libraries()
     if dry_run:
         plan = plan_only(loaded, until=until)
-        emit(plan.to_dict()) if as_json else typer.echo(plan.text())
+        if launched().speaks:
+            emit(plan.to_dict()) if as_json else typer.echo(plan.text())
         return
     result = run(loaded, until=until)
     if not launched().speaks:

@@ -62,8 +62,8 @@ class Audit:
     """int64 [M], ascending: train on ``stage_data.select(audit.kept)``."""
     lengths: NDArray[np.int32]
     """int32 [M]; tokens, image placeholders included, after cutting."""
-    has_image: NDArray[np.bool_]
-    """bool [M]."""
+    image_counts: NDArray[np.int32]
+    """int32 [M]; images per sample."""
     labels: NDArray[np.int32]
     """int32 [M]; supervised tokens."""
     cut_samples: int
@@ -76,6 +76,11 @@ class Audit:
     quarantined: tuple[Quarantined, ...]
     digest: str
     """Of everything that training sees: records, kept samples, images' content. Paths and times play no part."""
+
+    @property
+    def has_image(self) -> NDArray[np.bool_]:
+        """bool [M]."""
+        return self.image_counts > 0
 
     @property
     def supervised_tokens(self) -> int:
@@ -127,12 +132,12 @@ def audit(stage_data: StageData, *, max_bad_share: float, cache_dir: Path, progr
         raise DataError(refusal)
     text = found.text
     kept = np.delete(np.arange(len(stage_data), dtype=np.int64), sorted(found.problems))
-    counts = np.fromiter(map(len, stage_data.images()), dtype=np.int64, count=len(stage_data))
+    counts = np.fromiter(map(len, stage_data.images()), dtype=np.int32, count=len(stage_data))
     return Audit(
         samples=len(stage_data),
         kept=kept,
         lengths=text.lengths[kept],
-        has_image=counts[kept] > 0,
+        image_counts=counts[kept],
         labels=text.supervised[kept],
         cut_samples=int((text.cut[kept] > 0).sum()),
         cut_tokens=int(text.cut[kept].sum(dtype=np.int64)),

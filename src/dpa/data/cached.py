@@ -83,7 +83,7 @@ class TextCache:
         """Stores what a pass said about a batch of :meth:`batches`, [all its supervised tokens].
 
         Raises:
-            StorageError: the disk is full or not writable.
+            StorageError, UserError: the disk is full or not writable.
         """
         columns = [logp] if logit is None else [logp, logit]
         assert len(columns) == self.columns
@@ -135,7 +135,7 @@ class VisionCache:
 
         Raises:
             UserError: a number is beyond float16.
-            StorageError: the disk is full or not writable.
+            StorageError, UserError: the disk is full or not writable.
         """
         assert tuple(features.shape[1:]) == self._shape, (features.shape, self._shape)
         half = features.to(torch.float16)

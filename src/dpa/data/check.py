@@ -218,7 +218,7 @@ def _notes(source: Records) -> tuple[str, ...]:
     tables = source.store.tables
     if tables is None or tables.kind != "parquet":
         return ()
-    size = row_group_megabytes(tables.paths[0], tables.column)
+    size = row_group_megabytes(tables.paths[0], tables.columns)
     if size <= SLOW_ROW_GROUP_MB:
         return ()
     return (

@@ -78,7 +78,7 @@ def convert(
     Raises:
         UserError: the folder holds a converted file already, or is a file.
         DataError: the source cannot be read, or no sample is left.
-        StorageError: the disk is full or not writable.
+        StorageError, UserError: the disk is full or not writable.
     """
     opened = open_source(source)
     target = out / DATA_FILE
@@ -127,7 +127,7 @@ def write_captions(source: DataSource, out: Path, *, progress: Callable[[int], A
     Raises:
         UserError: the name is not ``.json``, or the source's own, or a folder's.
         DataError: the source cannot be read, or has no caption.
-        StorageError: the disk is full or not writable.
+        StorageError, UserError: the disk is full or not writable.
     """
     if out.suffix.lower() != ".json":
         raise UserError(f"{out}: the captions are one JSON list; name the file .json")
@@ -212,7 +212,8 @@ def _extension(content: bytes) -> str:
 def _llava(row: Row, images: list[str]) -> dict[str, Any]:
     image = {} if not images else {"image": images[0] if len(images) == 1 else images}
     turns = [{"from": _FROM[turn.role], "value": turn.text} for turn in row.turns]
-    return {"id": row.id, **image, "conversations": turns}
+    marks = {} if row.visual_spans is None else {"visual_spans": row.visual_spans}
+    return {"id": row.id, **image, "conversations": turns, **marks}
 
 
 @contextmanager

@@ -27,6 +27,9 @@ _TURN_KEYS = (("from", "value"), ("role", "content"))
 """ShareGPT's names and OpenAI's."""
 PIXMO_PROMPT: Final = "Describe the image in detail."
 """User's turn of a PixMo-Cap sample, which has none; the plain format (stages 1 and 2) drops it."""
+_SPAN: Final = "[first character, one past the last]"
+_LONGEST: Final = 2**63 - 1
+"""Characters: what the index can hold."""
 EMBEDDED: Final = object()
 """Stands for an image whose bytes lie in the table."""
 
@@ -115,15 +118,19 @@ def _spans(given: Any, where: str) -> Spans | None:
     """``[[first, one past the last], ...]`` in characters of the caption."""
     if given is None:
         return None
-    if not isinstance(given, list) or not all(_is_span(span) for span in given):
-        raise DataError(
-            f"{where}: 'visual_spans' is {kind_of(given)}, expected a list of [first character, one past the last]"
-        )
+    if not isinstance(given, list):
+        raise DataError(f"{where}: 'visual_spans' is {kind_of(given)}, expected a list of {_SPAN}")
+    for span in given:
+        if not _is_span(span):
+            raise DataError(f"{where}: 'visual_spans' has {str(span)[:60]}, expected {_SPAN}")
     return tuple((span[0], span[1]) for span in given)
 
 
 def _is_span(span: Any) -> bool:
-    return isinstance(span, list) and len(span) == 2 and all(type(at) is int for at in span) and 0 <= span[0] < span[1]
+    if not (isinstance(span, list) and len(span) == 2 and all(type(at) is int for at in span)):
+        return False
+    first, end = span
+    return bool(0 <= first < end <= _LONGEST)
 
 
 _Parts = tuple[tuple[Turn, ...], tuple[str, ...]]

@@ -136,7 +136,7 @@ class RowCache:
         A chunk that is there and whole stays: another process was faster, and may be reading it.
 
         Raises:
-            StorageError: the disk is full or not writable.
+            StorageError, UserError: the disk is full or not writable.
         """
         flat = np.ascontiguousarray(values, dtype=self.dtype).reshape(-1)
         start, end = (int(place) for place in self._chunk_starts[chunk : chunk + 2])

@@ -14,7 +14,7 @@ from dpa.data.formats import COLUMNS, Context, Row, RowFormat, format_of, parse_
 from dpa.data.image_store import ImageStore, embedded_name, read_urls
 from dpa.data.json_rows import SUFFIXES, json_rows, layout_of
 from dpa.data.settings import DataSource
-from dpa.data.tables import TableImages, TableKind, columns_of, image_column, table_rows
+from dpa.data.tables import IMAGE_COLUMNS, TableImages, TableKind, columns_of, image_columns, table_rows
 from dpa.errors import DataError
 
 Kind = Literal["list", "lines", "parquet", "arrow"]
@@ -165,9 +165,9 @@ def open_source(source: DataSource) -> Opened:
     format = source.format if source.format != "auto" else _detect(files)
     if files.table is not None:
         # not of the first file alone: a shard whose images are all null may have a column without a type
-        columns = (image_column(files.table, path) for path in files.paths)
-        column = next((name for name in columns if name is not None), None)
-        images = None if column is None else TableImages(files.table, files.paths, column)
+        found = {name for path in files.paths for name in image_columns(files.table, path)}
+        columns = [name for name in IMAGE_COLUMNS if name in found]
+        images = TableImages(files.table, files.paths, columns) if columns else None
     urls = folders[""] / "urls.jsonl" if format == "pixmo" and "" in folders else None
     return Opened(files, format, ImageStore(folders, images), urls if urls is not None and urls.is_file() else None)
 

@@ -39,12 +39,10 @@ def columns_of(kind: TableKind, path: Path) -> list[str]:
     return list(_schema(kind, path).names)
 
 
-def image_column(kind: TableKind, path: Path) -> str | None:
-    """The column that holds images themselves (bytes, or bytes and path); None where there is none."""
+def image_columns(kind: TableKind, path: Path) -> tuple[str, ...]:
+    """The columns that hold images themselves (bytes, or bytes and path), in the order in which rows are read."""
     schema = _schema(kind, path)
-    return next(
-        (name for name in IMAGE_COLUMNS if name in schema.names and _holds_bytes(schema.field(name).type)), None
-    )
+    return tuple(name for name in IMAGE_COLUMNS if name in schema.names and _holds_bytes(schema.field(name).type))
 
 
 def table_rows(kind: TableKind, path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -73,11 +71,12 @@ def table_rows(kind: TableKind, path: Path, columns: Sequence[str]) -> Iterator[
 class TableImages:
     """The images of a source's tables. Picklable; each process opens the files anew. Threads may share it."""
 
-    def __init__(self, kind: TableKind, paths: Sequence[Path], column: str) -> None:
+    def __init__(self, kind: TableKind, paths: Sequence[Path], columns: Sequence[str]) -> None:
+        """``columns``: of these the first that is not null holds a row's images, as ``formats`` reads the row."""
         self.kind: TableKind = kind
         self.paths = tuple(paths)
-        self.column = column
-        self._files: dict[int, _ArrowFile | _ParquetFile] = {}
+        self.columns = tuple(columns)
+        self._files: dict[int, list[_ArrowFile | _ParquetFile]] = {}
         self._lock = threading.Lock()
 
     def read(self, file: int, row: int, place: int) -> tuple[bytes | None, str | None]:
@@ -90,8 +89,10 @@ class TableImages:
             try:
                 if file not in self._files:
                     opened = _ArrowFile if self.kind == "arrow" else _ParquetFile
-                    self._files[file] = opened(self.paths[file], self.column)
-                value = self._files[file].value(row)
+                    there = _schema(self.kind, self.paths[file]).names
+                    self._files[file] = [opened(self.paths[file], name) for name in self.columns if name in there]
+                values = (column.value(row) for column in self._files[file])
+                value = next((value for value in values if value.is_valid), pa.scalar(None))
                 value = value[place] if isinstance(value, pa.ListScalar | pa.LargeListScalar) else value
                 content = value.as_py()
             except (*_BROKEN, IndexError) as error:
@@ -101,19 +102,19 @@ class TableImages:
         return content, None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"kind": self.kind, "paths": self.paths, "column": self.column}
+        return {"kind": self.kind, "paths": self.paths, "columns": self.columns}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _files={}, _lock=threading.Lock())
 
 
-def row_group_megabytes(path: Path, column: str) -> float:
+def row_group_megabytes(path: Path, columns: Sequence[str]) -> float:
     """Mean size of the images of a row group: what one random read of a parquet file costs."""
     meta = pq.ParquetFile(path).metadata
     total = 0.0
     for group in range(meta.num_row_groups):
         chunks = (meta.row_group(group).column(number) for number in range(meta.num_columns))
-        total += sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+        total += sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
     groups: int = meta.num_row_groups
     return total / max(1, groups) / 1e6
 

@@ -73,7 +73,7 @@ class PredictionFile(Generic[R]):
         kind: what a line holds besides those digests.
 
     Raises:
-        StorageError: the disk is full or not writable (from every method).
+        StorageError, UserError: the disk is full or not writable (from every method).
     """
 
     def __init__(self, path: Path, run: str, kind: type[R]) -> None:

@@ -51,7 +51,7 @@ def write_results(predictions: Path, checkpoint: str, results: Mapping[str, Mapp
     """``results.json`` beside the scores: each benchmark's result as in summary.json; other benchmarks' stay.
 
     Raises:
-        StorageError: the disk is full or not writable.
+        StorageError, UserError: the disk is full or not writable.
     """
     path = predictions / RESULTS
     known = read_results(predictions)
@@ -82,7 +82,7 @@ def write_scores(path: Path, scores: Iterable[Scored]) -> None:
     """Whole or not at all.
 
     Raises:
-        StorageError: the disk is full or not writable.
+        StorageError, UserError: the disk is full or not writable.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

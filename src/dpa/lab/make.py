@@ -107,7 +107,7 @@ def make_lab(
 
     Raises:
         UserError: a setting is out of range, or ``out`` holds something that is not a lab data set.
-        StorageError: the disk is full or not writable; what was in ``out`` before is still there.
+        StorageError, UserError: the disk is full or not writable; what was in ``out`` before is still there.
     """
     settings = LabSettings(
         seed=seed,

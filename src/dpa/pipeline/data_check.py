@@ -101,9 +101,7 @@ def check_source(
         model=ModelSettings(llm=llm, vision_tower=vision_tower),
         data=DataSettings(captions=(source,), instructions=(source,), max_bad_share=max_bad_share),
     )
-    cache = store_of(recipe).root / ".cache"
-    cache.mkdir(exist_ok=True)
-    found = _stage_for(read_records(source, cache, seed=recipe.seed)) if stage == "auto" else stage
+    found = _stage_for(read_records(source, store_of(recipe).cache(), seed=recipe.seed)) if stage == "auto" else stage
     names = {name: name for name in STAGES}
     if found not in names:
         raise RecipeError(f"--stage {stage}: no such stage; choose auto, {', '.join(STAGES)}")

@@ -67,15 +67,17 @@ class RunFolder:
 
     def training(self, method: MethodName, entry: Entry) -> None:
         """``current`` shows where the stage in progress writes."""
-        self.of(method).mkdir(parents=True, exist_ok=True)
-        link(entry.partial, self.of(method) / "current")
+        with disk_errors(self.of(method)):
+            self.of(method).mkdir(parents=True, exist_ok=True)
+            link(entry.partial, self.of(method) / "current")
 
     def stage_done(self, method: MethodName, stage: StageName, entry: Entry, *, reused: bool) -> None:
         """Links a finished stage and adds its figures to the summary."""
         folder = self.of(method)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "current").unlink(missing_ok=True)
-        link(entry.folder / ARTEFACTS[stage], folder / ARTEFACTS[stage])
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "current").unlink(missing_ok=True)
+            link(entry.folder / ARTEFACTS[stage], folder / ARTEFACTS[stage])
         manifest = entry.manifest()
         self.summary["methods"][method]["stages"][stage] = {
             "key": entry.key[:16],

@@ -71,11 +71,10 @@ class Inputs:
         """
         Raises:
             ModelError: a part is missing, unknown, or does not fit.
+            StorageError, UserError: the store cannot be written.
         """
         self.recipe = recipe
-        self.cache = store.root / ".cache"
-        """Folder of everything that can be made again."""
-        self.cache.mkdir(exist_ok=True)
+        self.cache = store.cache()
         self._digests = FileDigests(self.cache / "digests.json")
         self.start: Opened | None = None
         """The checkpoint that stage 3 starts from, if the recipe names one."""

@@ -15,10 +15,11 @@ from dpa.models.lora import attach_lora
 from dpa.models.parts import load_llm
 from dpa.models.vlm import build_vlm
 from dpa.pipeline.inputs import Inputs, settings_of, store_of
-from dpa.plan.count import flops, row_of
-from dpa.plan.plan import Machine, sizes_of
+from dpa.plan.count import flops
+from dpa.plan.machine import Machine
+from dpa.plan.plan import row_of, sizes_of
 from dpa.plan.shapes import read_parts
-from dpa.plan.workload import Samples, workload
+from dpa.plan.workload import counted, workload
 from dpa.recipe import Recipe, StageName
 from dpa.train.loop import set_checkpointing
 from dpa.train.parallel import compute_dtype
@@ -40,21 +41,16 @@ def calibrate(recipe: Recipe, machine: Machine, stages: tuple[StageName, ...]) -
     parts = read_parts(recipe.model, lora_rank=recipe.stages.proxy.lora.rank)
     measured = dict(machine.mfu)
     for stage in stages:
-        audit = inputs.stage(stage).audit
-        images = audit.has_image.astype("int64")
-        text = audit.lengths.astype("int64") - images * parts.image_tokens
-        samples = Samples(text, images, audit.labels.astype("int64"), counted=True)
         settings = settings_of(recipe, stage)
         work = workload(
-            samples,
+            counted(inputs.stage(stage).audit, parts.image_tokens),
             settings,
             image_tokens=parts.image_tokens,
             ranks=1,
             packing=packs(settings, recipe.fidelity),
             seed=recipe.seed,
         )
-        objective = recipe.objective(recipe.methods[0], stage)
-        row = row_of(objective, recipe.fidelity)
+        row = row_of(recipe, recipe.objective(recipe.methods[0], stage))
         done = flops(sizes_of(parts, recipe), stage, row, work.mean, checkpointing=settings.gradient_checkpointing)
         measured[stage] = done["total"] / _seconds(recipe, stage, inputs) / machine.gpu.flops
     return replace(machine, mfu=measured, measured=True)

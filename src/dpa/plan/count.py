@@ -12,22 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dpa.models.contrast import Fidelity
-from dpa.objectives import objective
 from dpa.objectives.logprob import ACCELERATOR_TILE, CPU_COLUMNS, CPU_TILE
 from dpa.plan.shapes import LlmShape, TowerShape
 from dpa.recipe import StageName
-from dpa.train.settings import ObjectiveName, ParallelName
+from dpa.train.settings import ParallelName
 
 Row = Literal["vanilla", "ours", "official"]
 """Which passes a step makes: none without image, ours, the reference's."""
-
-
-def row_of(name: ObjectiveName, fidelity: Fidelity) -> Row:
-    """The passes of an objective."""
-    if not objective(name).needs_without:
-        return "vanilla"
-    return "official" if fidelity == "official" else "ours"
 
 
 """Without the text-only pass, with it, and the reference's way (full-length second pass, logits everywhere)."""

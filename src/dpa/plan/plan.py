@@ -13,19 +13,19 @@ from transformers.utils.hub import cached_file
 from dpa.data.settings import DataSource
 from dpa.errors import UserError
 from dpa.models.parts import resolve_part
+from dpa.objectives import objective
 from dpa.pipeline import dry_run
 from dpa.pipeline.inputs import Inputs, settings_of, sources_of, store_of
-from dpa.plan.count import BF16, FP32, Row, Sizes, flops, peak_bytes, row_of
-from dpa.plan.known import DATA_SETS, GPUS, DataSet, Gpu
+from dpa.plan.count import BF16, FP32, Row, Sizes, flops, peak_bytes
+from dpa.plan.known import DATA_SETS, DataSet
+from dpa.plan.machine import Machine
 from dpa.plan.shapes import Parts, read_parts
-from dpa.plan.workload import Samples, Workload, assumed, workload
+from dpa.plan.workload import Samples, Workload, assumed, counted, workload
 from dpa.recipe import METHODS, STAGES, MethodName, Recipe, StageName
 from dpa.train.batches import default_workers
 from dpa.train.settings import ObjectiveName, ParallelName, StageSettings
 from dpa.train.step import packs, wants_text_cache
 
-STATED_MFU = 0.4
-"""Share of the data sheet's FLOP/s that training reaches, where nobody has measured it."""
 RESERVE = 0.08
 """Of the memory, for the device's context and what the allocator cannot use."""
 _IMAGES_PER_WORKER = 100.0
@@ -34,36 +34,6 @@ _MANY_WORKERS = 32
 """Loader processes per GPU that hardly any machine has cores for."""
 
 Level = Literal["error", "advice"]
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What to plan for."""
-
-    gpu: Gpu
-    memory: float
-    """Bytes per device."""
-    ranks: int
-    mfu: dict[StageName, float]
-    """Per stage."""
-    measured: bool = False
-    """``mfu`` was measured here (``--calibrate``)."""
-
-
-def machine_of(recipe: Recipe, gpu: str, memory_gb: float | None, mfu: float | None) -> Machine:
-    """From the command's options.
-
-    Raises:
-        UserError: an unknown GPU.
-    """
-    if gpu not in GPUS:
-        raise UserError(
-            f"--gpu {gpu}: not known; known: {', '.join(GPUS)}; another one: the nearest, --gpu-memory, --mfu"
-        )
-    share = STATED_MFU if mfu is None else mfu
-    row = GPUS[gpu]
-    memory = row.bytes if memory_gb is None else memory_gb * 1e9
-    return Machine(row, memory, recipe.gpus or 1, dict.fromkeys(STAGES, share))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +58,11 @@ class StagePlan:
     state: str
     """``new``, ``continues``, ``finished``; ``not here`` where it cannot be known."""
     samples: int
+    images: int
+    """In all samples."""
+    different_images: int
+    labels: int
+    """Supervised tokens in all samples."""
     counted: bool
     """Samples and lengths are the files'; False: assumed (``DATA_SETS``)."""
     steps: int
@@ -179,9 +154,9 @@ def plan_stage(
     """One stage under the recipe's settings."""
     settings, sizes = settings_of(recipe, stage), sizes_of(parts, recipe)
     work = _work(recipe, settings, samples, parts, machine.ranks)
-    objective = recipe.objective(methods[0], stage)
-    row = row_of(objective, recipe.fidelity)
-    cached = wants_text_cache(settings, stage, objective_name=objective, fidelity=recipe.fidelity)
+    name = recipe.objective(methods[0], stage)
+    row = row_of(recipe, name)
+    cached = wants_text_cache(settings, stage, objective_name=name, fidelity=recipe.fidelity)
     per_micro = flops(
         sizes, stage, "vanilla" if cached else row, work.mean, checkpointing=settings.gradient_checkpointing
     )["total"]
@@ -196,9 +171,12 @@ def plan_stage(
     return StagePlan(
         stage=stage,
         methods=methods,
-        objective=objective,
+        objective=name,
         state=state or "not here",
         samples=len(samples),
+        images=int(samples.images.sum()),
+        different_images=samples.different_images,
+        labels=int(samples.supervised.sum()),
         counted=samples.counted,
         steps=work.steps,
         micro_batches=work.micro_batches,
@@ -211,6 +189,13 @@ def plan_stage(
         hours=hours,
         images_per_second=images / (hours * 3600) if hours else 0.0,
     )
+
+
+def row_of(recipe: Recipe, name: ObjectiveName) -> Row:
+    """Which passes an objective makes under the recipe's fidelity."""
+    if not objective(name).needs_without:
+        return "vanilla"
+    return "official" if recipe.fidelity == "official" else "ours"
 
 
 def sizes_of(parts: Parts, recipe: Recipe) -> Sizes:
@@ -266,7 +251,7 @@ def fit_advice(
     if not planned.fits and machine.ranks > 1 and recipe.parallel != "fsdp":
         shardings.append("fsdp")
     sizes = sizes_of(parts, recipe)
-    row = row_of(planned.objective, recipe.fidelity)
+    row = row_of(recipe, planned.objective)
     dealt: dict[int, Workload] = {}
     for parallel in shardings:
         for checkpointing in (False, True):
@@ -384,10 +369,7 @@ def _samples(
     recipe: Recipe, stage: StageName, inputs: Inputs | None, parts: Parts, problems: list[Problem]
 ) -> Samples | None:
     if inputs is not None:
-        audit = inputs.stage(stage).audit
-        images = audit.has_image.astype("int64")
-        text = audit.lengths.astype("int64") - images * parts.image_tokens
-        return Samples(text, images, audit.labels.astype("int64"), counted=True)
+        return counted(inputs.stage(stage).audit, parts.image_tokens)
     sets: list[tuple[DataSet, int]] = []
     for source in sources_of(recipe, stage):
         known = next((DATA_SETS[part] for part in (source.path.name, *source.path.parts) if part in DATA_SETS), None)
@@ -415,12 +397,11 @@ def _disk(recipe: Recipe, parts: Parts, stages: list[StagePlan]) -> dict[str, fl
         settings = settings_of(recipe, planned.stage)
         if wants_text_cache(
             settings, planned.stage, objective_name=planned.objective, fidelity=recipe.fidelity
-        ):  # a float32 per caption token; CAL keeps two
+        ):  # a float32 per supervised token; CAL keeps two
             per_token = FP32 * (2 if planned.objective == "cal" else 1)
-            text = planned.tokens - planned.samples * parts.image_tokens
-            found["text-only cache"] = found.get("text-only cache", 0.0) + per_token * max(0.0, text)
+            found["text-only cache"] = found.get("text-only cache", 0.0) + per_token * float(planned.labels)
         if recipe.train.vision_cache and planned.stage != "proxy":
-            rows = planned.samples * parts.image_tokens
+            rows = planned.different_images * parts.image_tokens
             found[f"vision cache, {planned.stage}"] = 2.0 * rows * parts.tower.hidden
     return found
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dpa.data.audit import Audit
 from dpa.data.sampler import BatchPlan
 from dpa.plan.count import Load
 from dpa.plan.known import DataSet
@@ -30,11 +31,25 @@ class Samples:
     images: NDArray[np.int64]
     """Their number."""
     supervised: NDArray[np.int64]
+    different_images: int
+    """Files; several samples may show the same."""
     counted: bool
     """From the files; False: assumed."""
 
     def __len__(self) -> int:
         return len(self.text)
+
+
+def counted(audit: Audit, image_tokens: int) -> Samples:
+    """Of data that is here.
+
+    Args:
+        audit: of the stage.
+        image_tokens: of one image.
+    """
+    images = audit.image_counts.astype(np.int64)
+    text = audit.lengths.astype(np.int64) - images * image_tokens
+    return Samples(text, images, audit.labels.astype(np.int64), audit.images, counted=True)
 
 
 def assumed(sets: list[tuple[DataSet, int]], stage: StageName, max_length: int) -> Samples:
@@ -55,7 +70,8 @@ def assumed(sets: list[tuple[DataSet, int]], stage: StageName, max_length: int) 
         supervised.append(np.maximum(1, np.rint(tokens * known.supervised_share)).astype(np.int64))
         has = generator.random(count) < known.image_share
         images.append((has & (stage != "proxy")).astype(np.int64))
-    return Samples(np.concatenate(text), np.concatenate(images), np.concatenate(supervised), counted=False)
+    shown = np.concatenate(images)
+    return Samples(np.concatenate(text), shown, np.concatenate(supervised), int(shown.sum()), counted=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -292,7 +292,7 @@ class TrainStep(nn.Module):
             logp_without,
             logit_with=read.logit_with,
             logit_without=read.logit_without,
-            marked=batch.marked,
+            marked=self._marked(read, batch),
         )
         weights_N = token_weights(
             relevance_N,
@@ -309,6 +309,12 @@ class TrainStep(nn.Module):
                 settings.text_only, image_weight_sum=0.0, image_tokens=0.0, minimum=settings.minimum
             )
         return weights_N.where(read.has_image, text_weight)
+
+    def _marked(self, read: Contrast, batch: Batch) -> Tensor | None:
+        """The batch's marks; unknown (NaN) where there is nobody to mark: text alone, or a filler without labels."""
+        if batch.marked is None and self._row.needs_marks and not (any(batch.image_counts) and len(read.labels)):
+            return torch.full_like(read.logp_with, torch.nan, requires_grad=False)
+        return batch.marked
 
     def _in_step_with_others(self, batch: Batch) -> Contrast:
         """``_contrast`` with as many passes on every rank: one that made none would leave the others waiting.

@@ -42,7 +42,7 @@ def test_a_table_becomes_lines_and_files(tmp_path: Path, kind: str) -> None:
 def test_files_stay_where_they_are_unless_copied(tmp_path: Path) -> None:
     make_image(tmp_path / "pictures" / "x" / "a.png")
     rows = [
-        chat_row("one", "<image>\nQ ü", "A", image="x/a.png"),
+        chat_row("one", "<image>\nQ ü", "A", image="x/a.png") | {"visual_spans": [[0, 1]]},
         chat_row("two", "<image> <image>\nQ", "A", image=["x/a.png", "x/a.png"]),
         chat_row("text", "Q", "A"),
         chat_row("gone", "<image>\nQ", "A", image="x/gone.png"),

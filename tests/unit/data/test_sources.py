@@ -275,7 +275,7 @@ def test_large_row_groups_are_seen(tmp_path: Path) -> None:
     table = pa.table({"image": pa.array([{"bytes": noise[n:], "path": None} for n in range(9)], type=IMAGE)})
     pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False)
     pq.write_table(table, tmp_path / "b.parquet", use_dictionary=False, row_group_size=3)
-    whole, parts = (row_group_megabytes(tmp_path / name, "image") for name in ("a.parquet", "b.parquet"))
+    whole, parts = (row_group_megabytes(tmp_path / name, ("image",)) for name in ("a.parquet", "b.parquet"))
     assert whole == pytest.approx(0.9, rel=0.01)  # and the headers of pages
     assert parts == pytest.approx(0.3, rel=0.01)
 
@@ -303,6 +303,45 @@ def test_a_first_file_whose_images_are_all_null_hides_nothing(tmp_path: Path) ->
     assert (text.images, len(shown.images)) == ((), 1)
     records = open_file(tmp_path, tmp_path / "cache")
     assert records.store.load(shown.images[0], max_pixels=MAX_PIXELS).size == (10, 7)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_images_in_two_columns(tmp_path: Path, kind: str) -> None:
+    """As in JSON: `image`, and where that is null `images`; whichever file has which column."""
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    one = pa.array([None, {"bytes": png(1), "path": None}, {"bytes": png(2), "path": None}], type=IMAGE)
+    several = [[{"bytes": png(n), "path": None} for n in row] for row in ([3, 4], [], [5])]
+    both = pa.table({"messages": [turns] * 3, "image": one, "images": pa.array(several, type=pa.list_(IMAGE))})
+    tables = [both, both.drop_columns(["image"]), both.drop_columns(["images"])]
+    if kind == "arrow":
+        path = save_to_disk(tmp_path / "saved", tables)
+    else:
+        path = tmp_path / "shards"
+        for number, table in enumerate(tables):
+            pq.write_table(table, make_parent(path / f"{number}.parquet"))
+    records = open_file(path, tmp_path / "cache")
+    shown = [[3, 4], [1], [2], [3, 4], [], [5], [], [1], [2]]
+    assert [len(sample.images) for sample in records] == list(map(len, shown))
+    for sample, seeds in zip(records, shown, strict=True):
+        for name, seed in zip(sample.images, seeds, strict=True):
+            image = records.store.load(name, max_pixels=MAX_PIXELS)
+            assert np.array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(png(seed)))))
+
+
+def test_marks_of_a_table(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "a red dog"}]
+    given = [[[2, 5], [6, 9]], [], None]
+    for kind in (pa.list_(pa.list_(pa.int32())), pa.list_(pa.list_(pa.int64(), 2))):
+        table = pa.table({"messages": [turns] * 3, "visual_spans": pa.array(given, type=kind)})
+        pq.write_table(table, tmp_path / "a.parquet")
+        records = open_file(tmp_path / "a.parquet", tmp_path / "cache")
+        assert [sample.visual_spans for sample in records] == [((2, 5), (6, 9)), (), None]
+    pairs = pa.array([[{"start": 0, "end": 1}]])
+    pq.write_table(pa.table({"messages": [turns], "visual_spans": pairs}), tmp_path / "a.parquet")
+    with pytest.raises(
+        DataError, match=r"a\.parquet, row 1: 'visual_spans' has \{'start': 0, 'end': 1\}, expected \[first"
+    ):
+        open_file(tmp_path / "a.parquet", tmp_path / "cache")
 
 
 def test_a_list_of_urls_in_another_encoding_is_refused_with_its_line(tmp_path: Path) -> None:

@@ -16,12 +16,14 @@ from dpa.models.parts import load_llm
 from dpa.models.settings import LoraSettings, ModelSettings
 from dpa.models.vlm import build_vlm
 from dpa.pipeline import dry_run
+from dpa.pipeline.inputs import Inputs, store_of
 from dpa.plan.calibrate import calibrate
 from dpa.plan.count import Load, flops, peak_bytes
-from dpa.plan.plan import Machine, RunPlan, machine_of, make_plan, sizes_of
+from dpa.plan.machine import Machine, machine_of
+from dpa.plan.plan import RunPlan, make_plan, sizes_of
 from dpa.plan.shapes import read_parts
 from dpa.plan.text import plan_text
-from dpa.plan.workload import Samples, workload
+from dpa.plan.workload import Samples, counted, workload
 from dpa.recipe import Recipe, load_recipe
 from dpa.testing.parts import write_tiny_llm, write_tiny_tower
 from dpa.testing.project import write_project
@@ -95,13 +97,45 @@ def test_steps_and_samples_are_training_s_own(recipe: Recipe) -> None:
 
 
 def test_loads_add_up() -> None:
-    samples = Samples(np.array([5, 7, 9, 3]), np.array([1, 1, 1, 0]), np.array([5, 7, 9, 3]), counted=True)
+    samples = Samples(np.array([5, 7, 9, 3]), np.array([1, 1, 1, 0]), np.array([5, 7, 9, 3]), 3, counted=True)
     settings = StageSettings(learning_rate=1, global_batch=4, micro_batch=4)
     work = workload(samples, settings, image_tokens=10, ranks=1, packing=False, seed=0)
     assert (work.steps, work.micro_batches, work.samples_seen) == (1, 2, 4)
     assert work.peak.positions == 3 * 19  # padded to the longest
     assert (work.peak.images, work.peak.text, work.peak.supervised) == (3, 21, 21)
     assert work.tokens == 24 + 30
+
+
+def test_a_sample_with_several_images(tmp_path: Path) -> None:
+    """Its images are read, encoded and trained through one by one."""
+    path = write_project(tmp_path / "project")
+    rows = [json.loads(line) for line in (path.parent / "instructions.jsonl").read_text().splitlines()]
+    shown = [row["image"] for row in rows if "image" in row]
+    rows[0] |= {"image": shown[:3]}
+    rows[0]["conversations"][0]["value"] = "<image> <image> <image> which?"
+    (path.parent / "instructions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = load_recipe(path, ["methods=[vanilla]", "stages.finetune.max_steps=null", "train.vision_cache=true"])
+    data = Inputs(recipe, store_of(recipe)).stage("finetune")
+    parts = read_parts(recipe.model, lora_rank=1)
+    samples = counted(data.audit, parts.image_tokens)
+    encoded = [data.data.text_item(place).encoded for place in range(len(data.data))]
+    assert samples.images.tolist() == [len(item.image_spans) for item in encoded]
+    assert samples.text.tolist() == [
+        len(item.input_ids) - parts.image_tokens * len(item.image_spans) for item in encoded
+    ]
+    assert 3 in samples.images
+    plan = make_plan(recipe, machine_of(recipe, "h100", None, None))
+    stage = next(stage for stage in plan.stages if stage.stage == "finetune")
+    assert (stage.images, stage.different_images) == (len(shown) + 2, len(shown))
+    assert stage.labels == sum(sum(item.supervised) for item in encoded)
+    assert plan.disk["vision cache, finetune"] == 2.0 * len(shown) * parts.image_tokens * parts.tower.hidden
+
+
+def test_an_objective_without_a_second_pass_costs_what_vanilla_costs() -> None:
+    stages = [of_7b("method=pmo", f"stages.pretrain.objective={name}").stages for name in ("spans", "uniform")]
+    spans, uniform = (next(stage for stage in found if stage.stage == "pretrain") for found in stages)
+    assert spans.objective == "spans"
+    assert spans.flops == uniform.flops
 
 
 def test_checkpointing_and_sharding_need_less(recipe: Recipe) -> None:

@@ -140,6 +140,30 @@ class TestExact:
         assert output.stats["text_only"] == output.stats["tokens"] == batch.supervised.sum()
         assert output.stats["image_weight"] == output.stats["image_tokens"] == 0
 
+    def test_spans_by_hand(self) -> None:
+        model, batch = tiny_llava("qwen2"), tiny_batch(IMAGES)
+        count = int(batch.supervised.sum())
+        marked = torch.arange(count).remainder(3).eq(0).float()
+        step = TrainStep(model, settings("spans", minimum=0.1, window=1))
+        output = step(replace(batch, marked=marked), None)
+        weights = torch.where(marked == 1, 1.0, 0.1)
+        expected = -(weights * contrast(model, batch, without=False).logp_with).sum()
+        torch.testing.assert_close(output.loss_sum, expected)
+        torch.testing.assert_close(output.weight_sum, weights.sum())
+
+    @pytest.mark.parametrize(("policy", "weight"), [("mean", 0.37), ("minimum", 0.05)])
+    def test_spans_of_text_that_nobody_marked(self, policy: str, weight: float) -> None:
+        """A micro-batch of text alone has no marks, and one that fills up a rank no label."""
+        model, texts = tiny_llava("qwen2"), tiny_batch(TEXTS)
+        step = TrainStep(model, settings("spans", text_only=policy))
+        output = step(texts, weight if policy == "mean" else None)
+        torch.testing.assert_close(output.weight_sum, weight * texts.supervised.sum())
+        for batch in (filler(texts), filler(tiny_batch(IMAGES))):
+            empty = step(batch, 0.5)
+            assert empty.loss_sum == empty.weight_sum == 0
+        with pytest.raises(UserError, match="needs marked, which is missing"):
+            step(tiny_batch(IMAGES), None)
+
     def test_mean_must_be_known(self) -> None:
         with pytest.raises(AssertionError, match="before the mean weight"):
             TrainStep(tiny_llava("qwen2"), settings("cmo"))(tiny_batch(TEXTS), None)

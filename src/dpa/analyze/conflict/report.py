@@ -11,7 +11,7 @@ from dpa.analyze.conflict.intervals import Estimate
 from dpa.analyze.conflict.result import ClassConflict, Conflict
 from dpa.analyze.conflict.text import class_row, facts_of, figure, scores_of
 from dpa.analyze.conflict.verdict import Thresholds, lab_levels, thresholds_of
-from dpa.store import disk_errors, write_text
+from dpa.store import write_output
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def write_conflict_report(conflict: Conflict, path: Path) -> None:
     """Writes the report. All text that comes from data is escaped.
 
     Raises:
-        StorageError: the disk is full or not writable.
+        StorageError, UserError: the disk is full or not writable.
     """
     environment = Environment(
         loader=PackageLoader("dpa.analyze"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -56,9 +56,7 @@ def write_conflict_report(conflict: Conflict, path: Path) -> None:
         scale=_scale(conflict.share),
         lab=lab_levels(),
     )
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, html)
+    write_output(path, html)
 
 
 def _group(classes: tuple[ClassConflict, ...]) -> list[tuple[ClassConflict, list[str], _Bar]]:

@@ -139,7 +139,7 @@ def _csv_rows(path: Path, layout: Pictures) -> Iterator[Row]:
 def _table_rows(found: Found, layout: Table, kind: Literal["parquet", "arrow"]) -> Iterator[Row]:
     for number, path in enumerate(found.paths):
         columns = columns_of(kind, path)
-        images = [TableImages(kind, found.paths, name) for name in layout.images if name in columns]
+        images = [TableImages(kind, found.paths, (name,)) for name in layout.images if name in columns]
         if not images:
             raise DataError(f"{path}: no column {' or '.join(layout.images)}, but {', '.join(columns)}")
         others = [name for name in columns if name not in layout.images]
