@@ -189,13 +189,13 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def read_tree(path: str | Path) -> dict[str, Any]:
-    """A YAML file of settings with its ``extends`` resolved, not yet checked.
+def read_tree(path: str | Path, *, extended: bool = True) -> dict[str, Any]:
+    """A YAML file of settings with its ``extends`` resolved (``extended=False``: as it stands), not yet checked.
 
     Raises:
         RecipeError: missing file, not YAML, or no mapping.
     """
-    return _read_tree(Path(path), ())
+    return _read_tree(Path(path), ()) if extended else _read_file(Path(path))
 
 
 def split_override(item: str) -> tuple[str, Any]:
@@ -228,16 +228,7 @@ def _parse_yaml(text: str, where: str) -> Any:
 def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise RecipeError(f"{path}: extends itself through {' -> '.join(str(item) for item in seen)}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe{_nearby(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from None
-    tree = _parse_yaml(text, str(path))
-    if not isinstance(tree, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of settings, this is {type(tree).__name__}")
-    tree = dict(_unshared(tree))
+    tree = _read_file(path)
     parent = tree.pop("extends", None)
     if parent is None:
         return tree
@@ -247,6 +238,19 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if "methods" in tree:
         base.pop("method", None)
     return _merge(base, tree)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe{_nearby(path)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    tree = _parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of settings, this is {type(tree).__name__}")
+    return dict(_unshared(tree))
 
 
 def _unshared(value: Any) -> Any:

@@ -8,9 +8,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dpa.errors import RecipeError
 from dpa.recipe import METHODS, Recipe, load_recipe, read_tree, split_override
@@ -21,6 +21,9 @@ Overrides = dict[str, Any]
 
 SEEDS = (0, 1, 2)
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_NO_FOLDER = "/\\|"
+"""What names of folders and columns of tables cannot hold."""
+_COLUMNS = ("method", "seed", "metric", "value")
 
 
 class Ablation(Strict):
@@ -74,18 +77,64 @@ class Ablation(Strict):
             raise ValueError("name at least one seed, none twice")
         return value
 
+    @field_validator("methods", "axes")
+    @classmethod
+    def _are_folders(cls, value: dict[str, dict[str, Any]], info: ValidationInfo) -> dict[str, dict[str, Any]]:
+        of_axes = [point for points in value.values() for point in points] if info.field_name == "axes" else []
+        for name in (*value, *of_axes):
+            if not name.isprintable() or name.strip(". ") == "" or set(name) & set(_NO_FOLDER):
+                raise ValueError(f"{name!r}: folders and columns are named after it; leave out {' '.join(_NO_FOLDER)}")
+        return value
+
     @field_validator("axes")
     @classmethod
     def _points(cls, value: dict[str, dict[str, Overrides]]) -> dict[str, dict[str, Overrides]]:
         for axis, points in value.items():
+            if axis in _COLUMNS:
+                raise ValueError(
+                    f"an axis cannot be called {axis}, which results.csv has a column of; name it otherwise"
+                )
             if not points:
                 raise ValueError(f"axis {axis} has no point")
         return value
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        if "baseline" in self.model_fields_set and self.baseline not in self.methods:
+            near = difflib.get_close_matches(self.baseline, self.methods, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(self.methods)}"
+            raise ValueError(f"baseline: {self.baseline!r} is none of the methods{hint}")
+        for key in (key for rule in self.exclude for key in rule):
+            if key not in (*self.axes, "method"):
+                raise ValueError(f"exclude: there is no axis {key!r}; there are {', '.join((*self.axes, 'method'))}")
+        return self
+
+    @field_validator("methods", "set")
+    @classmethod
+    def _in_dots(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        return _dotted(value) if info.field_name == "set" else {name: _dotted(own) for name, own in value.items()}
+
+    @field_validator("axes")
+    @classmethod
+    def _points_in_dots(cls, value: dict[str, dict[str, Overrides]]) -> dict[str, dict[str, Overrides]]:
+        return {axis: {name: _dotted(own) for name, own in points.items()} for axis, points in value.items()}
 
     @property
     def folder(self) -> Path:
         """``output/NAME``."""
         return self.output / self.name
+
+
+def _dotted(overrides: Mapping[str, Any], above: str = "") -> Overrides:
+    """``stages: {pretrain: {max_steps: 1}}`` as ``stages.pretrain.max_steps``: a group would replace all of the base's.
+    A source of data stays whole."""
+    flat: Overrides = {}
+    for name, value in overrides.items():
+        key = above + name
+        flat |= (
+            _dotted(value, f"{key}.") if isinstance(value, Mapping) and not key.startswith("data.") else {key: value}
+        )
+    return flat
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +178,14 @@ def load_ablation(path: Path, overrides: Iterable[str] = (), *, seeds: Sequence[
         tree = {"name": recipe.name, "base": str(path.resolve()), "output": recipe.output, "methods": recipe.methods}
     else:
         tree["base"] = str(path.parent / str(tree["base"]))
-    for key in ("methods", "axes", "set"):
-        if isinstance(tree.get(key), dict):
-            tree[key] = _without_nothing(tree[key])
+    _check_nothing(path)
+    if isinstance(tree.get("methods"), dict):
+        tree["methods"] = _named(tree["methods"])
+    if isinstance(tree.get("axes"), dict):
+        points = _named(tree["axes"])
+        tree["axes"] = {axis: _named(of) if isinstance(of, dict) else of for axis, of in points.items()}
+    if not isinstance(tree.get("set") or {}, dict):
+        raise RecipeError(f"{path}: set: a mapping of dotted keys to values is expected, e.g. {{train.threads: 1}}")
     common = dict(tree.get("set") or {})
     for item in overrides:
         key, value = split_override(item)
@@ -154,13 +208,26 @@ def load_ablation(path: Path, overrides: Iterable[str] = (), *, seeds: Sequence[
         raise RecipeError(f"{path}: {told}") from None
 
 
-def _without_nothing(tree: Mapping[str, Any]) -> dict[str, Any]:
+def _check_nothing(path: Path) -> None:
+    """``vanilla:`` with nothing behind it may be meant as "no overrides" where no file below names it.
+
+    Raises:
+        RecipeError: a name is left out that nothing names.
+    """
+    own = read_tree(path, extended=False)
+    parent = read_tree(path.parent / str(own["extends"])) if own.get("extends") else {}
+    groups = [("methods", own.get("methods"), parent.get("methods")), ("axes", own.get("axes"), parent.get("axes"))]
+    for axis, points in (own.get("axes") or {}).items() if isinstance(own.get("axes"), dict) else ():
+        groups.append((f"axes.{axis}", points, (parent.get("axes") or {}).get(axis)))
+    for where, named, below in groups:
+        for name, value in named.items() if isinstance(named, dict) else ():
+            if value is None and name not in (below or ()):
+                raise RecipeError(f"{path}: {where}.{name} is empty; write {name}: {{}} for one without overrides")
+
+
+def _named(group: Mapping[str, Any]) -> dict[str, Any]:
     """``name: null`` in a file that extends another leaves out what that one names."""
-    return {
-        key: {inner: value for inner, value in item.items() if value is not None} if isinstance(item, Mapping) else item
-        for key, item in tree.items()
-        if item is not None
-    }
+    return {name: value for name, value in group.items() if value is not None}
 
 
 def cells_of(ablation: Ablation) -> list[Cell]:
@@ -184,7 +251,7 @@ def shard_of(cells: Sequence[Cell], shard: str | None) -> list[Cell]:
     """The i-th of n parts ("i/n", from 1): whole groups, dealt in turn.
 
     Raises:
-        RecipeError: not of the form i/n with 1 <= i <= n.
+        RecipeError: not of the form i/n with 1 <= i <= n, or more parts than groups.
     """
     if shard is None:
         return list(cells)
@@ -192,6 +259,11 @@ def shard_of(cells: Sequence[Cell], shard: str | None) -> list[Cell]:
     if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
         raise RecipeError(f"--shard {shard}: expected i/n with 1 <= i <= n, e.g. 1/4")
     groups = list(dict.fromkeys(cell.group for cell in cells))
+    if int(last) > len(groups):
+        raise RecipeError(
+            f"--shard {shard}: the runs are {len(groups)} groups that share stages, and a shard takes whole ones; n is "
+            f"at most {len(groups)}"
+        )
     mine = set(groups[int(first) - 1 :: int(last)])
     return [cell for cell in cells if cell.group in mine]
 

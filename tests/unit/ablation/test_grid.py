@@ -8,6 +8,7 @@ import pytest
 
 from dpa.ablation.grid import cells_of, load_ablation, shard_of
 from dpa.errors import RecipeError
+from dpa.recipe import load_recipe
 from dpa.testing.project import write_project
 
 FILE = """
@@ -94,6 +95,57 @@ def test_an_unknown_key_of_the_file(project: Path) -> None:
     (project / "wrong.yaml").write_text(FILE.replace("seeds:", "seds:"))
     with pytest.raises(RecipeError, match="unknown key seds; did you mean seeds"):
         load_ablation(project / "wrong.yaml")
+
+
+def test_nothing_is_left_out_by_accident(project: Path) -> None:
+    (project / "bare.yaml").write_text(FILE.replace("{vanilla: {}, dpa: {}", "{vanilla: , dpa: {}"))
+    with pytest.raises(RecipeError, match=r"methods\.vanilla is empty; write vanilla: \{\}"):
+        load_ablation(project / "bare.yaml")
+    (project / "bare.yaml").write_text(FILE.replace("few: {stages.finetune.max_steps: 1}", "few: "))
+    with pytest.raises(RecipeError, match=r"axes\.answers\.few is empty"):
+        load_ablation(project / "bare.yaml")
+
+
+def test_null_is_a_value_of_a_setting(project: Path) -> None:
+    (project / "null.yaml").write_text(
+        "name: nulls\nbase: recipe.yaml\nmethods: {dpa: {}, long: {method: dpa, stages.finetune.max_steps: null}}\n"
+        "seeds: [0]\nset: {stages.pretrain.max_steps: null, stages.finetune.max_steps: 3}\n"
+    )
+    cells = {cell.method: cell.recipe.stages for cell in cells_of(load_ablation(project / "null.yaml"))}
+    assert cells["dpa"].pretrain.max_steps is None, "the recipe's own number is taken away"
+    assert (cells["dpa"].finetune.max_steps, cells["long"].finetune.max_steps) == (3, None)
+
+
+def test_a_nested_group_replaces_no_other_setting(project: Path) -> None:
+    (project / "nested.yaml").write_text(
+        "name: nested\nbase: recipe.yaml\nmethods: {dpa: {stages: {proxy: {lora: {rank: 3}}}}}\nseeds: [0]\n"
+        "axes: {steps: {few: {stages: {pretrain: {max_steps: 1}}}}}\nset: {stages: {finetune: {max_steps: 1}}}\n"
+    )
+    (nested,) = cells_of(load_ablation(project / "nested.yaml"))
+    keys = ["stages.proxy.lora.rank=3", "stages.pretrain.max_steps=1", "stages.finetune.max_steps=1"]
+    assert nested.recipe.stages == load_recipe(project / "recipe.yaml", keys).stages
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("axes:", "baseline: vanila\naxes:", "baseline: 'vanila' is none of the methods; did you mean vanilla"),
+        ("{delta: high,", "{deltas: high,", "there is no axis 'deltas'; there are delta, answers, method"),
+        ("ours:", "../ours:", "'../ours': folders and columns are named after it"),
+        ("low:", "0/1:", "'0/1': folders"),
+        ("  delta:", "  seed:", "an axis cannot be called seed"),
+        ("exclude:", "set: [train.threads, 1]\nexclude:", "set: a mapping of dotted keys"),
+    ],
+)
+def test_odd_names(project: Path, old: str, new: str, message: str) -> None:
+    (project / "odd.yaml").write_text(FILE.replace(old, new, 1))
+    with pytest.raises(RecipeError, match=message):
+        load_ablation(project / "odd.yaml")
+
+
+def test_a_shard_has_work(project: Path) -> None:
+    with pytest.raises(RecipeError, match=r"5/5: .* 4 groups"):
+        shard_of(cells_of(load_ablation(project / "grid.yaml")), "5/5")
 
 
 RECIPES = Path(__file__).parents[3] / "recipes" / "lab"

@@ -57,9 +57,18 @@ def test_visual_spans_of_sampled_records_are_read(tmp_path: Path) -> None:
         assert f"r{caption.text[start:end]}" == caption.id
 
 
-@pytest.mark.parametrize("spans", ["all", [[0, 99]], [[3, 2]], [[0]], [[0, "1"]]])
-def test_spans_outside_the_caption_are_named(tmp_path: Path, spans: Any) -> None:
-    with pytest.raises(DataError, match=r"captions.json, record 1: 'visual_spans' is .* 5 characters"):
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ("all", "is str 'all', expected a list"),
+        ([[0, 99]], r"is \[\[0, 99\]\].* 5 characters"),
+        ([[3, 2]], r"has \[3, 2\], expected"),
+        ([[0]], r"has \[0\], expected"),
+        ([[0, "1"]], r"has \[0, '1'\], expected"),
+    ],
+)
+def test_spans_outside_the_caption_are_named(tmp_path: Path, spans: Any, message: str) -> None:
+    with pytest.raises(DataError, match=rf"captions.json, record 1: 'visual_spans' {message}"):
         read_captions(source(tmp_path, [record(1, "a cat", visual_spans=spans)]), count=5)
 
 
