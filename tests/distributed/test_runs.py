@@ -187,3 +187,28 @@ def test_the_launcher_and_the_recipe_disagree(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "configured for fsdp, the recipe says parallel ddp: add parallel=fsdp" in done.stderr
+
+
+def test_the_evaluation_during_training_gives_the_lines_of_one_process(tmp_path: Path) -> None:
+    """Rank 0 asks while the others wait; all go on with the same weights."""
+    of: list[list[dict[str, object]]] = []
+    for ranks in (1, 2):
+        project = write_project(tmp_path / str(ranks)).parent
+        question = {
+            "scene": "s",
+            "question": "what is it?",
+            "answer": "red",
+            "kind": "colour",
+            "choices": ["red", "blue"],
+        }
+        asked = [{"id": f"q{n}", "image": f"images/deep/{n} picture.jpg", **question} for n in range(4)]
+        (project / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+        settings = ["benchmarks=[lab]", f"data={project}", "max_new_tokens=3", "every_steps=2", "every_limit=3"]
+        with by_srun(project, "methods=vanilla", *(f"evaluate.{item}" for item in settings), ranks=ranks) as processes:
+            codes, said = ended(processes)
+        assert codes == [0] * ranks, said
+        lines = (project / "runs" / "project" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [row for row in map(json.loads, lines) if "kind" in row]
+        of.append([{name: value for name, value in row.items() if name not in TIMING_FIELDS} for row in rows])
+    assert [row["step"] for row in of[0]] == [2]
+    assert of[0] == of[1]

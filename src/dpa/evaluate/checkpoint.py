@@ -17,6 +17,7 @@ from dpa.evaluate.generate import Progress
 from dpa.evaluate.load import load_model, open_processor
 from dpa.evaluate.overview import average, overview
 from dpa.evaluate.paper import PaperRow
+from dpa.evaluate.predictions import folder_for
 from dpa.evaluate.scores import write_results
 from dpa.evaluate.settings import PAPER, SETS, EvaluateSettings, expand_names
 from dpa.evaluate.tables import accuracy_table, percent
@@ -83,11 +84,7 @@ def evaluate_checkpoint(
     check_benchmarks(settings)
     names = device_names(settings.devices)
     if out is None:
-        folder = Path(checkpoint)
-        # the name as given: in a run's folder the checkpoint is a link into the store
-        out = (
-            folder.with_name(folder.name + ".eval") if folder.is_dir() else Path("eval", checkpoint.replace("/", "--"))
-        )
+        out = folder_for(checkpoint)
     processor = open_processor(checkpoint)
     with disk_errors(out):  # before a model is loaded and answers are made that nothing can keep
         out.mkdir(parents=True, exist_ok=True)

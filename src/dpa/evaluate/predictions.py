@@ -56,6 +56,13 @@ class Prediction:
         return cls(**{name: record[name] for name in fields}) if fits else None
 
 
+def folder_for(checkpoint: str) -> Path:
+    """Where an evaluation's files go unless told: ``CHECKPOINT.eval`` beside a folder, ``eval/ID`` for a hub id."""
+    folder = Path(checkpoint)
+    # the name as given: in a run's folder the checkpoint is a link into the store
+    return folder.with_name(folder.name + ".eval") if folder.is_dir() else Path("eval", checkpoint.replace("/", "--"))
+
+
 @dataclass(frozen=True, slots=True)
 class _Line(Generic[R]):
     text: str

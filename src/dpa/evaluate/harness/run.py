@@ -16,6 +16,7 @@ from typing import Any
 from dpa.errors import DpaError, UserError
 from dpa.evaluate.harness.door import HarnessResult, Metric, Request
 from dpa.evaluate.harness.tasks import PAPER, task_requests
+from dpa.evaluate.predictions import folder_for
 from dpa.store import disk_errors, write_json
 
 HARNESSES = ("dpa", "lmms-eval")
@@ -54,10 +55,7 @@ def evaluate_with_lmms_eval(
     names = [known for name in benchmarks for known in (PAPER if name == "paper" else (name,))]
     folder = Path(checkpoint)
     if out is None:
-        base = (
-            folder.with_name(folder.name + ".eval") if folder.is_dir() else Path("eval", checkpoint.replace("/", "--"))
-        )
-        out = base / "lmms-eval"
+        out = folder_for(checkpoint) / "lmms-eval"
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         request = Request(
