@@ -167,7 +167,7 @@ class Results:
         for point in self.points:
             name = " / ".join(value for _, value in point) or "all"
             means = [self.mean(point, method, metric) for method in self.methods]
-            rows.append([name, *(self._cell(mean, scale, digits) for mean in means)])
+            rows.append([name, *(self.cell(mean, scale, digits) for mean in means)])
             found = [self.difference(point, method, metric) for method in self.methods]
             differences.append([name, *(said(item, scale, digits) for item in found)])
         seeds = max((mean.seeds for point in self.points for mean in self._means(point, metric)), default=0)
@@ -177,7 +177,7 @@ class Results:
         )
         return [f"{title}\n\n{markdown(head, body)}" for title, body in zip(titles, (rows, differences), strict=True)]
 
-    def _cell(self, mean: Mean | None, scale: float, digits: int) -> str:
+    def cell(self, mean: Mean | None, scale: float, digits: int) -> str:
         """The mean; of how many seeds, where not of all (a threshold that some never reach)."""
         if mean is None:
             return ""

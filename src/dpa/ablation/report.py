@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dpa.ablation.collect import Results, shown_as
+from dpa.ablation.collect import Results, better, shown_as
 from dpa.ablation.figures import Picture
 from dpa.store import disk_errors, write_text
 
@@ -53,12 +53,14 @@ def _table(results: Results, metric: str) -> dict[str, object]:
             mean, difference = results.mean(point, method, metric), results.difference(point, method, metric)
             cells.append(
                 {
-                    "mean": "–" if mean is None else mean.text(scale=scale, digits=digits),
+                    "mean": results.cell(mean, scale, digits) or "–",
                     "difference": ""
                     if difference is None
                     else difference.mean.text(scale=scale, digits=digits, sign="+"),
                     "won": "" if difference is None else f"{difference.won} of {difference.mean.seeds} seeds",
-                    "sure": difference is not None and difference.clear,
+                    "sure": ("better" if better(metric, difference.mean.mean, 0.0) else "worse")
+                    if difference is not None and difference.clear
+                    else "",
                 }
             )
         rows.append({"name": " / ".join(value for _, value in point) or "all", "cells": cells})

@@ -12,8 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 import dpa
-from dpa.ablation.collect import better, collect, mean_of, samples_to, samples_to_probe, shown_as
+from dpa.ablation.collect import Measured, Results, better, collect, mean_of, samples_to, samples_to_probe, shown_as
 from dpa.ablation.grid import cells_of, load_ablation
+from dpa.ablation.report import write_report
 from dpa.ablation.run import look_ahead, run_cells
 from dpa.cli import app
 from dpa.errors import DpaError, RecipeError, UserError
@@ -95,6 +96,26 @@ def test_what_is_wrong_stops_at_once(file: Path) -> None:
     with pytest.raises(UserError, match="none of 12 runs has a result"):
         collect(ablation, cells_of(ablation))
     assert CliRunner().invoke(app, ["ablate", str(file), "--seeds", "x"]).exception.__class__ is RecipeError
+
+
+def test_the_page_says_better_worse_and_of_how_many_seeds(file: Path, tmp_path: Path) -> None:
+    soon = "pretrain.samples_to.visual_logp_a"
+    ablation = load_ablation(file, [f"output={tmp_path}"]).model_copy(update={"metrics": ("lab.accuracy", soon)})
+    right = {"vanilla": 0.5, "pmo": 0.6, "dpa": 0.4}
+    measured = []
+    for cell in cells_of(ablation):
+        figures = {"lab.accuracy": right[cell.method] + 0.01 * cell.seed}
+        if cell.method == "pmo":
+            figures[soon] = 700.0 + cell.seed
+        elif cell.seed == 0 or cell.method == "vanilla":
+            figures[soon] = 900.0 + cell.seed
+        measured.append(Measured(cell, figures, ()))
+    ablation.folder.mkdir()
+    page = write_report(Results(ablation, tuple(measured), ()), ()).read_text(encoding="utf-8")
+    assert page.count('<small class="better">+10.0 ± 0.0') == 2, "at both points"
+    assert page.count('<small class="worse">-10.0 ± 0.0') == 2
+    assert page.count('<small class="better">-200 ± 0') == 2, "fewer samples are better"
+    assert page.count("900 [1 of 2 seeds]") == 2
 
 
 def test_means() -> None:
