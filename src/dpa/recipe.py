@@ -97,8 +97,8 @@ class Recipe(Strict):
     fidelity: Literal["exact", "official"] = "exact"
     """``official`` reproduces the reference implementation to the letter (method.md, table of deviations)."""
     parallel: ParallelName = "ddp"
-    """How ranks share the work: whole copies or FSDP2 shards; results are equal up to rounding. DeepSpeed's ZeRO is
-    planned with, and refused when several ranks start."""
+    """How ranks share stage 3: ``ddp`` whole copies; ``zero2`` shards of gradients and optimizer states; ``zero3``, or
+    ``fsdp``, of the weights, too (docs/scaling.md). Results are equal up to rounding."""
     gpus: int | None = Field(default=None, ge=1)
     """Ranks that the run is meant for; ``dpa plan`` counts with it. None: as many as the launcher starts."""
     output: Path = Path("runs")

@@ -1,13 +1,16 @@
-"""FSDP2 over two gloo ranks: the result of one process and of DDP; states that any number of ranks continues."""
+"""Shards over two gloo ranks (FSDP2 as ZeRO-3 and as ZeRO-2): the result of one process and of DDP; states that any
+number of ranks continues."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpa.errors import NonFiniteError
 from dpa.testing.processes import run_ranks
@@ -16,6 +19,7 @@ from tests.invariants.test_batch_split import assert_same
 from tests.stages import IMAGES, TEXTS, Interrupted, Options, Trained, digest, run, stop_after, tiny_job
 
 FSDP = Options(parallel="fsdp", hollow=True)
+ZERO2 = replace(FSDP, parallel="zero2")
 CASES = {
     "cmo, mean policy": replace(FSDP, micro_batch=4),
     "accumulated": replace(FSDP, micro_batch=1),
@@ -29,6 +33,12 @@ CASES = {
     ),
     "official": replace(FSDP, fidelity="official", micro_batch=8, global_batch=16, max_steps=2),
     "stage 2": replace(FSDP, stage="pretrain", micro_batch=2),
+    "zero2": replace(ZERO2, micro_batch=4),
+    "zero2, accumulated": replace(ZERO2, micro_batch=1),
+    "zero2, checkpointing": replace(ZERO2, micro_batch=2, more={"gradient_checkpointing": True}),
+    "zero2, ragged": replace(ZERO2, samples=19, max_steps=3, micro_batch=2),
+    "zero2, text alone": replace(ZERO2, structures=TEXTS, micro_batch=2),
+    "zero3": replace(FSDP, parallel="zero3", micro_batch=2),
     "prior": replace(FSDP, objective="prior", bounds=None, micro_batch=4, max_steps=2),
 }
 
@@ -48,14 +58,15 @@ def test_two_shards_are_one_process(tmp_path: Path, two_ranks: dict[str, Trained
     assert_same(two_ranks[case], run(tmp_path, replace(CASES[case], micro_batch=8, hollow=False)))
 
 
-def in_half(work: Path) -> tuple[Trained, Trained]:
+def in_half(work: Path) -> list[Trained]:
     options = replace(FSDP, precision="bf16", micro_batch=2)
-    return run(work / "fsdp", options), run(work / "ddp", replace(options, parallel="ddp"))
+    return [run(work / name, replace(options, parallel=name)) for name in ("ddp", "fsdp", "zero2")]
 
 
 def test_bf16_rounds_where_ddp_does(tmp_path: Path) -> None:
-    """float32 weights, norms and residual stream; products in bfloat16, under either."""
-    fsdp, ddp = run_ranks(in_half, tmp_path)[0]
+    """float32 weights, norms and residual stream; products in bfloat16, under each."""
+    ddp, fsdp, zero2 = run_ranks(in_half, tmp_path)[0]
+    assert zero2.rows == fsdp.rows, "the same sums in the same order"
     for row, wanted in zip(fsdp.rows, ddp.rows, strict=True):
         assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
         # gradients are summed over ranks in another order, from the same bfloat16 products
@@ -81,6 +92,31 @@ def test_a_rank_holds_half_of_what_is_trained_and_all_that_is_frozen(tmp_path: P
         assert all("vision_tower" in name for name in unsharded)
 
 
+class Gathers(TorchDispatchMode):
+    """Counts all-gathers."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.name() == "c10d::_allgather_base_"
+        return func(*args, **(kwargs or {}))
+
+
+def gatherings(work: Path) -> list[int]:
+    """All-gathers of weights in stage 3: four steps of two micro-batches."""
+    counts = []
+    for parallel in ("zero3", "zero2"):
+        with Gathers() as said:
+            run(work / parallel, replace(FSDP, parallel=parallel, micro_batch=2, max_steps=4))
+        counts.append(said.count)
+    return counts
+
+
+def test_zero2_gathers_weights_once_a_step(tmp_path: Path) -> None:
+    for zero3, zero2 in run_ranks(gatherings, tmp_path):
+        assert 0 < zero2 < zero3 / 3, (zero2, zero3)
+
+
 RESUMED = replace(FSDP, max_steps=6, save_steps=2, micro_batch=2)
 
 
@@ -91,24 +127,28 @@ def interrupted(work: Path, options: Options) -> None:
         torch.distributed.barrier()
 
 
-def whole_and_continued(work: Path) -> tuple[Trained, Trained, Trained]:
+def whole_and_continued(work: Path) -> tuple[Trained, Trained, Trained, Trained]:
     whole = run(work / "whole", RESUMED)
     for name in ("again", "as copies", "by one"):
         interrupted(work / name, RESUMED)
     interrupted(work / "from copies", replace(RESUMED, parallel="ddp"))
+    interrupted(work / "from zero2", replace(RESUMED, parallel="zero2"))
     as_copies = run(work / "as copies", replace(RESUMED, parallel="ddp"))
     from_copies = run(work / "from copies", RESUMED)
     assert as_copies.result.resumed_from == from_copies.result.resumed_from == 4
-    return whole, run(work / "again", RESUMED), from_copies
+    from_zero2 = run(work / "from zero2", RESUMED)
+    return whole, run(work / "again", RESUMED), from_copies, from_zero2
 
 
 def test_continued(tmp_path: Path) -> None:
     """By as many ranks: the same bits. By one, as copies, from copies: but for the order of sums."""
-    whole, again, from_copies = run_ranks(whole_and_continued, tmp_path)[0]
+    whole, again, from_copies, from_zero2 = run_ranks(whole_and_continued, tmp_path)[0]
     assert again.result.resumed_from == 4
     assert again.rows == whole.rows
     assert digest(again.weights) == digest(whole.weights)
     assert_same(from_copies, whole)
+    assert (from_zero2.result.resumed_from, from_zero2.rows) == (4, whole.rows)
+    assert digest(from_zero2.weights) == digest(whole.weights)
     states = tmp_path / "by one" / "states" / "state-00000004"
     assert len(list(states.glob("shard-*.safetensors"))) == 2
     by_one = run(tmp_path / "by one", replace(RESUMED, hollow=False))

@@ -85,7 +85,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path.parent
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp", "zero2"])
 def test_torchrun_gives_the_checkpoint_of_one_process(tmp_path: Path, one: Path, parallel: str) -> None:
     path = write_project(tmp_path / "project")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "dpa"]

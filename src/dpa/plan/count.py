@@ -141,21 +141,21 @@ def peak_bytes(
     Args:
         number: bytes of a number in frozen weights and activations: 2 (bf16) or 4.
         on_cpu: tiles of the CPU path.
-        parallel: what ranks share: nothing (ddp), gradients and moments (zero2), weights, too (fsdp, zero3).
+        parallel: what ranks share: nothing (ddp), gradients and moments (zero2: the weights are shards between steps
+            and whole within them), weights, too (fsdp, zero3).
         ranks: devices.
         accumulates: a step has several micro-batches, so that all gradients are there when activations peak. With a
             single one only the head's and the last layer's are, and the others come as activations go.
     """
     frozen, trained = sizes.parameters(stage)
-    if parallel == "fsdp" and stage != "finetune":
+    if stage != "finetune":
         parallel = "ddp"  # a frozen LLM is whole on every rank: nothing is sent in a step
-    shared = 1.0 / ranks if parallel in ("fsdp", "zero3") else 1.0
-    states = shared if parallel == "ddp" else 1.0 / ranks
+    shared = 1.0 if parallel == "ddp" else 1.0 / ranks
     kept, recomputed = activation_bytes(sizes, stage, load, checkpointing=checkpointing, number=number)
     parts = {
-        "weights": shared * (number * frozen + FP32 * trained),
-        "gradients": states * FP32 * trained,
-        "optimizer": states * _MOMENTS * trained,
+        "weights": number * frozen + shared * FP32 * trained,
+        "gradients": shared * FP32 * trained,
+        "optimizer": shared * _MOMENTS * trained,
         "activations": kept,
         # the head's transients are gone before the first layer's backward begins: the MLP's gradients, on top of what a
         # layer keeps where it is computed again
@@ -166,10 +166,12 @@ def peak_bytes(
     }
     if stage == "finetune" and number == BF16 and shared == 1.0:
         parts["autocast copies"] = float(number * sizes.llm_parameters)
-    if shared < 1.0:  # two layers are whole at a time, and the embeddings with the head
+    if shared < 1.0:  # all layers or two at a time, and the embeddings with the head
         llm = sizes.llm
-        whole = 2 * llm.layer + llm.vocabulary * llm.hidden * (1 if llm.tied else 2)
-        parts["gathered layers"] = float(number * whole)
+        layers = llm.layers if parallel == "zero2" else 2
+        parts["gathered layers"] = float(
+            number * layers * llm.layer + FP32 * llm.vocabulary * llm.hidden * (1 if llm.tied else 2)
+        )
     pixels = 0.0 if stage == "proxy" else load.images * 3 * sizes.tower.side**2 * FP32
     parts["batch"] = pixels + load.positions * 40.0  # ids, positions and masks
     if stage == "finetune" and not accumulates:

@@ -248,7 +248,7 @@ def fit_advice(
     if planned.fits and not settings.gradient_checkpointing:
         return
     shardings: list[ParallelName] = [recipe.parallel]
-    if not planned.fits and machine.ranks > 1 and recipe.parallel != "fsdp":
+    if not planned.fits and machine.ranks > 1 and recipe.parallel not in ("fsdp", "zero3"):
         shardings.append("fsdp")
     sizes = sizes_of(parts, recipe)
     row = row_of(recipe, planned.objective)
@@ -324,8 +324,6 @@ def _distinct(recipe: Recipe) -> list[tuple[StageName, tuple[MethodName, ...]]]:
 
 
 def _missing(recipe: Recipe) -> Iterable[Problem]:
-    if recipe.parallel in ("zero2", "zero3"):
-        yield Problem("error", f"dpa run does not offer parallel={recipe.parallel} yet", "use parallel=fsdp")
     for source in {str(one.path): one for stage in STAGES for one in sources_of(recipe, stage)}.values():
         if not _there(source):
             yield Problem("error", f"{source.path} is not here", "download it, or name where it is (data.*.path)")

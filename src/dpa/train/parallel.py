@@ -1,7 +1,7 @@
 """The door to accelerate: device, the wrapped step, sums over ranks, trackers. Thin on purpose.
 
 One process on a CPU needs no launcher; under ``torchrun``, ``accelerate launch`` or ``srun`` the same code runs on
-every rank, whether ranks have whole copies (DDP) or shards (FSDP2, ``sharding.py``).
+every rank, whether ranks have whole copies (DDP) or shards (ZeRO-2 and ZeRO-3 by FSDP2, ``sharding.py``).
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from torch.nn.parallel import DistributedDataParallel
 from dpa.errors import UserError
 from dpa.train.ranks import cpu_only, join_ranks
 from dpa.train.settings import ParallelName, TrainSettings
-from dpa.train.sharding import fill_from_main, shard, unshard
+from dpa.train.sharding import fill_from_main, gather_until, shard, unshard
 from dpa.train.step import TrainStep
 
-Sharing = Literal["copies", "shards"]
+Sharing = Literal["copies", "states", "shards"]
+"""What ranks hold of what is trained: everything; shards of optimizer states and gradients, weights gathered once in a
+step (ZeRO-2); shards of everything, each layer gathered when it is needed (ZeRO-3)."""
 
-_SHARDED: dict[ParallelName, Sharing] = {"ddp": "copies", "fsdp": "shards"}
+_SHARED: dict[ParallelName, Sharing] = {"ddp": "copies", "zero2": "states", "zero3": "shards", "fsdp": "shards"}
 _SHARDED_STAGES = ("finetune",)
 """Where most weights are trained. Stages 1 and 2 train a few beside a frozen LLM: whole copies of it, which need no
 gathering in every pass, beat shards there."""
@@ -36,7 +38,7 @@ gathering in every pass, beat shards there."""
 
 def sharing_of(parallel: ParallelName, stage: str, world: int) -> Sharing:
     """How the ranks of a stage share the trained weights."""
-    return _SHARDED[parallel] if world > 1 and stage in _SHARDED_STAGES else "copies"
+    return _SHARED[parallel] if world > 1 and stage in _SHARDED_STAGES else "copies"
 
 
 def compute_dtype(settings: TrainSettings) -> torch.dtype:
@@ -108,8 +110,8 @@ class Parallel:
 
         All ranks start from rank 0's weights; the others may come with tensors on the meta device (``build_vlm``).
         """
-        if self.sharing == "shards":
-            shard(step, self.device)
+        if self.sharing != "copies":
+            shard(step, self.device, gathered=self.sharing == "states")
             return step
         if self.world == 1:
             return cast(nn.Module, self._accelerator.prepare_model(step))
@@ -118,7 +120,7 @@ class Parallel:
 
     def whole(self, model: nn.Module) -> None:
         """Puts a trained model together again on rank 0's CPU, if it was sharded; on the others it is of no use."""
-        if self.sharing == "shards":
+        if self.sharing != "copies":
             unshard(model, keep=self.is_main)
 
     def accumulate(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
@@ -127,7 +129,9 @@ class Parallel:
         Copies exchange gradients in the step's last one only. Shards do in each: gradients of whole layers, kept until
         the last one, would take the memory that sharding is for. The sum is the same.
         """
-        if last or self.sharing == "shards":
+        if self.sharing == "states":
+            gather_until(module, last=last)
+        if last or self.sharing != "copies":
             return nullcontext()
         return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 

@@ -164,26 +164,49 @@ def _nothing() -> Any:
     return None
 
 
-_FLAGS = {"ACCELERATE_USE_FSDP": ("fsdp",), "ACCELERATE_USE_DEEPSPEED": ("zero2", "zero3")}
+_FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
+_OFFLOADS = {
+    "FSDP_OFFLOAD_PARAMS": ("true",),
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("cpu", "nvme"),
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("cpu", "nvme"),
+}
 
 
 def check_launcher(parallel: ParallelName) -> None:
     """The recipe decides how ranks share the work; ``accelerate launch`` with a configuration may say it, too.
 
-    Its flags are taken out of this process's environment: the sharing is done here, not by accelerate.
+    Its flags are taken out of this process's environment: the sharing is done here, not by accelerate or DeepSpeed.
 
     Raises:
-        UserError: the two disagree, or several ranks are to share in a way that there is not.
+        UserError: the two disagree, or the configuration asks for something that there is not.
     """
-    if parallel not in ("ddp", "fsdp") and launched().world > 1:
-        raise UserError(f"parallel {parallel} is not there yet: use parallel=fsdp, which shards the same tensors")
-    for flag, meant in _FLAGS.items():
-        asked = os.environ.pop(flag, "false").lower() in ("true", "1")
-        if asked and flag == "ACCELERATE_USE_DEEPSPEED":
-            stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-            meant = (f"zero{stage}",)
-        if asked and parallel not in meant:
-            raise UserError(
-                f"accelerate launch was configured for {meant[0]}, the recipe says parallel {parallel}: add "
-                f"parallel={meant[0]} to the command, or take configs/accelerate/{parallel}.yaml"
-            )
+    asked = [flag for flag in (_FSDP, _DEEPSPEED) if os.environ.pop(flag, "false").lower() in ("true", "1")]
+    if not asked:
+        return
+    for name, values in _OFFLOADS.items():
+        if os.environ.get(name, "").lower() in values:
+            raise UserError(f"accelerate launch was configured to offload ({name}), which dpa does not: leave it out")
+    meant = _meant_by_fsdp() if asked[0] == _FSDP else _meant_by_deepspeed()
+    if parallel not in meant:
+        raise UserError(
+            f"accelerate launch was configured for {meant[0]}, the recipe says parallel {parallel}: add "
+            f"parallel={meant[0]} to the command, or take configs/accelerate/{parallel}.yaml"
+        )
+
+
+def _meant_by_fsdp() -> tuple[ParallelName, ...]:
+    gathered = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "false"
+    return ("zero2",) if gathered else ("fsdp", "zero3")
+
+
+def _meant_by_deepspeed() -> tuple[ParallelName, ...]:
+    if file := os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", ""):
+        raise UserError(
+            f"accelerate launch was given DeepSpeed's {file}, which dpa does not read: take "
+            "configs/accelerate/zero2.yaml or zero3.yaml; what else it holds is the recipe's (docs/scaling.md)"
+        )
+    stages: dict[str, tuple[ParallelName, ...]] = {"2": ("zero2",), "3": ("zero3", "fsdp")}
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    if stage not in stages:
+        raise UserError(f"accelerate launch was configured for ZeRO stage {stage}; there are 2 and 3, and ddp for none")
+    return stages[stage]

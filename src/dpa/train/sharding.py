@@ -60,14 +60,18 @@ def fill_from_main(module: nn.Module, device: torch.device) -> None:
         dist.broadcast(tensor.detach(), src=0)
 
 
-def shard(step: TrainStep, device: torch.device) -> None:
+def shard(step: TrainStep, device: torch.device, *, gathered: bool = False) -> None:
     """Cuts the trained weights over all ranks, in place; frozen ones are whole on every rank. All ranks call it.
+
+    ZeRO-3 (Rajbhandari et al., 2020): each layer is gathered for each pass and for the backward, and freed behind it.
+    With ``gathered`` ZeRO-2: once a step, and freed behind its last backward (:func:`gather_until`).
 
     Afterwards the step's forward is the only way in: both passes and the head run inside it.
 
     Args:
         step: on rank 0 with weights, on any device.
         device: this rank's.
+        gathered: keep layers whole from a step's first pass on.
     """
     step.in_shards = True
     mesh = dist.device_mesh.init_device_mesh(device.type, (dist.get_world_size(),))
@@ -77,10 +81,16 @@ def shard(step: TrainStep, device: torch.device) -> None:
         for norm in _kept_whole(layer) if low else ():
             # not freed between the passes: they are tiny, and each gathering has its price
             fully_shard(norm, mesh=mesh, reshard_after_forward=False, mp_policy=_FULL)
-        fully_shard(layer, mesh=mesh, mp_policy=_LOW if low else _FULL)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=not gathered, mp_policy=_LOW if low else _FULL)
     fill_from_main(step, device)
     frozen = {value for value in step.parameters() if not value.requires_grad}
     fully_shard(step, mesh=mesh, reshard_after_forward=False, mp_policy=_FULL, ignored_params=frozen)
+
+
+def gather_until(step: nn.Module, *, last: bool) -> None:
+    """Before a micro-batch of a step that was cut with ``gathered``: weights stay whole behind it, but for the last."""
+    assert isinstance(step, FSDPModule)
+    step.set_reshard_after_backward(last)
 
 
 def _kept_whole(layer: nn.Module) -> list[nn.Module]:

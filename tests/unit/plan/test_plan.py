@@ -150,6 +150,12 @@ def test_checkpointing_and_sharding_need_less(recipe: Recipe) -> None:
         shared = peak_bytes(sizes, "finetune", "ours", load, checkpointing=True, parallel=parallel, ranks=8)  # type: ignore[arg-type]
         assert shared["total"] < base["total"]
         assert shared["optimizer"] == base["optimizer"] / 8
+    zero2, zero3 = (
+        peak_bytes(sizes, "finetune", "ours", load, checkpointing=True, parallel=parallel, ranks=8)["total"]
+        for parallel in ("zero2", "zero3")  # type: ignore[arg-type]
+    )
+    layers = 28 * sizes.llm.layer * 2.0
+    assert zero2 - zero3 == pytest.approx(layers * 26 / 28), "all layers are whole in bfloat16 within a step, not two"
     more = flops(sizes, "finetune", "ours", load, checkpointing=True)["total"]
     assert more > flops(sizes, "finetune", "ours", load, checkpointing=False)["total"]
 
