@@ -73,12 +73,13 @@ _HEADLINES: dict[Level, str] = {
     "high": "The captions' language is far from the LLM's.",
 }
 _ADVICE: dict[Level, str] = {
-    "low": "A proxy has little to remove: start with vanilla, or cmo (token weights, no stage 1). dpa and pmo cost a "
-    "stage 1 and have little to gain here.",
-    "medium": "Not decided by this figure: run dpa, cmo and vanilla on the same data (methods: [dpa, cmo, vanilla]; "
-    "stages that are equal are shared) and compare.",
-    "high": "This is the case that a proxy is made for: dpa (or pmo, without token weights). Run vanilla beside it "
-    "(methods: [dpa, vanilla]) before you trust it.",
+    "low": "A proxy has little style to remove. What token weights are worth is not decided by this figure: in the lab "
+    "dpa beat vanilla on such captions all the same. Run both (methods: [dpa, vanilla]) and compare.",
+    "medium": "A proxy has something to remove: run pmo, dpa-prior and vanilla on the same data (methods: [dpa-prior, "
+    "pmo, vanilla]; stages that are equal are shared) and compare.",
+    "high": "This is the case that a proxy is made for: dpa-prior, or pmo without token weights. dpa's own weights "
+    "lost to vanilla in the lab where visual words stand alone among such a style (dpa explain shows whether they do). "
+    "Run vanilla beside it (methods: [dpa-prior, vanilla]) before you trust it.",
 }
 _LIMITS = (
     "It is a measurement of language, not of accuracy: no picture was looked at and nothing was trained to see.",
