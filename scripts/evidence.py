@@ -148,7 +148,7 @@ def accuracy_table(cells: Cells, baseline: str) -> list[str]:
     """Accuracy in % after stages 2 and 3, and how soon stage 2 sees."""
     lines = [
         f"| method | seeds | after stage 2, % | - {baseline} (won) | after stage 3, % | - {baseline} (won) | blind, % "
-        f"| samples until visual words are seen | - {baseline} (won) |",
+        f"| seen, samples | - {baseline} (won) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     two, three, blind = "pretrain.lab.accuracy", "finetune.lab.accuracy", "finetune.lab.blind_accuracy"
