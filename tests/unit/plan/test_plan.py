@@ -24,7 +24,7 @@ from dpa.plan.plan import RunPlan, make_plan, sizes_of
 from dpa.plan.shapes import read_parts
 from dpa.plan.text import plan_text
 from dpa.plan.workload import Samples, counted, workload
-from dpa.recipe import Recipe, load_recipe
+from dpa.recipe import MethodName, Recipe, load_recipe
 from dpa.testing.parts import write_tiny_llm, write_tiny_tower
 from dpa.testing.project import write_project
 from dpa.train.settings import StageSettings
@@ -190,6 +190,14 @@ def test_what_the_run_would_refuse_on_its_ranks_is_in_the_way(recipe: Recipe) ->
         plan = make_plan(given, machine_of(given, "h100", None, None))
         assert any("every_steps with parallel zero2 on 2 ranks" in str(problem) for problem in plan.problems) == told
         assert plan.can_run != told
+
+
+def test_stages_of_one_objective_are_told_apart(recipe: Recipe) -> None:
+    methods: tuple[MethodName, ...] = ("vanilla", "pmo", "dpa-prior")
+    plan = make_plan(recipe.model_copy(update={"methods": methods}), machine_of(recipe, "h100", None, None))
+    lines = plan_text(plan).partition("memory per GPU")[2].splitlines()
+    names = [line.partition(")")[0] for line in lines if line.startswith(("pretrain", "finetune"))]
+    assert names == [f"{stage} ({name}" for stage in ("pretrain", "finetune") for name in methods]
 
 
 def test_missing_data_is_said_and_counted_with_what_is_known() -> None:
