@@ -163,6 +163,7 @@ def dry_run(recipe: Recipe, *, until: str | None = None) -> Plan:
         UserError: as :func:`run` would.
     """
     stages = stages_of(recipe, until)
+    check_launcher(recipe.parallel)
     store = store_of(recipe)
     inputs = Inputs(recipe, store)
     _check(recipe, inputs, stages)
