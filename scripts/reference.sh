@@ -5,7 +5,7 @@
 #   WORK_DIR              folder with data/ (the reference's layout)   default: where you are
 #   MODEL                 row of recipes/paper                         default: llama3.1-8b
 #   DATA                  blip558k, sharegpt4v or pixmo                default: blip558k
-#   METHOD                vanilla, cal, pmo, cmo or dpa                default: dpa
+#   METHOD                vanilla, cal, pmo, cmo, dpa or dpa-prior     default: dpa
 #   RECIPE                any recipe instead of recipes/paper/$MODEL/$DATA.yaml
 #   LLM_VERSION           folder or hub id of the LLM                  default: the recipe's
 #   VISION_MODEL_VERSION  folder or hub id of the vision tower         default: the recipe's

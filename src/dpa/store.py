@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -176,7 +177,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Atomic: temporary sibling, fsync, rename. Where that fails, nothing is left behind."""
     if path.is_dir():  # renaming would fail, too, but "." and "/" have no siblings
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    temporary = path.with_name(path.name + ".tmp")
+    # a name of its own: several processes may write one file (ranks, an ablation's shards on one store)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)

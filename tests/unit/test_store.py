@@ -87,6 +87,21 @@ def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path, monkeypatc
     assert sorted(item.name for item in tmp_path.iterdir()) == ["file", "folder"]
 
 
+def test_two_writers_of_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of an ablation on one store write the same cache of digests; neither takes away what the other needs."""
+    rename, path = os.replace, tmp_path / "digests.json"
+
+    def late(*names: Path) -> None:
+        monkeypatch.setattr(os, "replace", rename)
+        write_json(path, {"writer": "faster"})
+        rename(*names)
+
+    monkeypatch.setattr(os, "replace", late)
+    write_json(path, {"writer": "slower"})
+    assert json.loads(path.read_text()) == {"writer": "slower"}
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
+
+
 def test_a_file_that_a_user_names(tmp_path: Path) -> None:
     write_output(tmp_path / "new" / "folder" / "page", "grün")
     assert (tmp_path / "new" / "folder" / "page").read_bytes() == "grün".encode()

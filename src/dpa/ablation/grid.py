@@ -130,7 +130,7 @@ def _dotted(overrides: Mapping[str, Any], above: str = "") -> Overrides:
     A source of data stays whole."""
     flat: Overrides = {}
     for name, value in overrides.items():
-        key = above + name
+        key = f"{above}{name}"
         flat |= (
             _dotted(value, f"{key}.") if isinstance(value, Mapping) and not key.startswith("data.") else {key: value}
         )
@@ -184,16 +184,16 @@ def load_ablation(path: Path, overrides: Iterable[str] = (), *, seeds: Sequence[
     if isinstance(tree.get("axes"), dict):
         points = _named(tree["axes"])
         tree["axes"] = {axis: _named(of) if isinstance(of, dict) else of for axis, of in points.items()}
-    if not isinstance(tree.get("set") or {}, dict):
-        raise RecipeError(f"{path}: set: a mapping of dotted keys to values is expected, e.g. {{train.threads: 1}}")
-    common = dict(tree.get("set") or {})
+    common: Overrides = {}
     for item in overrides:
         key, value = split_override(item)
         if key in Ablation.model_fields:
             tree[key] = value
         else:
             common[key] = value
-    tree["set"] = common
+    if not isinstance(tree.get("set") or {}, dict):
+        raise RecipeError(f"{path}: set: a mapping of dotted keys to values is expected, e.g. {{train.threads: 1}}")
+    tree["set"] = dict(tree.get("set") or {}) | common
     if seeds is not None:
         tree["seeds"] = tuple(seeds)
     unknown = [key for key in tree if key not in Ablation.model_fields]

@@ -59,8 +59,10 @@ class Prediction:
 def folder_for(checkpoint: str) -> Path:
     """Where an evaluation's files go unless told: ``CHECKPOINT.eval`` beside a folder, ``eval/ID`` for a hub id."""
     folder = Path(checkpoint)
+    if folder.name in ("", ".."):
+        folder = folder.resolve()  # "." has no name
     # the name as given: in a run's folder the checkpoint is a link into the store
-    return folder.with_name(folder.name + ".eval") if folder.is_dir() else Path("eval", checkpoint.replace("/", "--"))
+    return Path(f"{folder}.eval") if folder.is_dir() else Path("eval", checkpoint.replace("/", "--"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,9 +39,9 @@ def find_adapter(given: Path) -> Path:
         if (folder / "adapter_config.json").is_file():
             return folder
     raise ModelError(
-        f"{given} has no adapter: --to peft exports the proxy LLM's LoRA of stage 1 (give a run of method dpa or pmo, "
-        "or its proxy folder). Stage 3 trains every weight of the LLM and leaves no adapter: export its checkpoint "
-        "with --to hf"
+        f"{given} has no adapter: --to peft exports the proxy LLM's LoRA of stage 1 (give a run of method dpa, "
+        "dpa-prior or pmo, or its proxy folder). Stage 3 trains every weight of the LLM and leaves no adapter: export "
+        "its checkpoint with --to hf"
     )
 
 

@@ -34,7 +34,8 @@ def adapter_folder(given: Path) -> Path:
         if (folder / "adapter_config.json").is_file():
             return folder
     raise ModelError(
-        f"{given} holds no LoRA adapter (adapter_config.json is missing); give a run's proxy folder (methods dpa, pmo)"
+        f"{given} holds no LoRA adapter (adapter_config.json is missing); give a run's proxy folder (methods "
+        "dpa, dpa-prior, pmo)"
     )
 
 

@@ -20,7 +20,6 @@ import torch
 from dpa.errors import UserError
 from dpa.evaluate.benchmarks import run_benchmarks
 from dpa.evaluate.settings import EvaluateSettings
-from dpa.launch import launched
 from dpa.log import get_logger
 from dpa.models.vlm import Vlm
 from dpa.recipe import Recipe
@@ -33,12 +32,15 @@ FOLDER = "evaluations"
 """In the stage's working folder: the newest evaluation's answers, as predictions."""
 
 
-def check_during(recipe: Recipe) -> None:
+def check_during(recipe: Recipe, world: int) -> None:
     """
+    Args:
+        recipe: of the run.
+        world: number of ranks.
+
     Raises:
         UserError: the model lies in shards on several ranks, and rank 0 alone cannot ask it.
     """
-    world = launched().world
     if recipe.evaluate.every_steps is not None and recipe.parallel != "ddp" and world > 1:
         raise UserError(
             f"evaluate.every_steps with parallel {recipe.parallel} on {world} ranks: no rank has the whole model while "

@@ -17,6 +17,7 @@ from typing import Any
 
 from dpa.errors import RecipeError, UserError
 from dpa.evaluate.benchmarks import check_benchmarks
+from dpa.launch import launched
 from dpa.log import get_logger
 from dpa.pipeline.during import check_during
 from dpa.pipeline.evaluation import evaluate_method, write_samples
@@ -162,6 +163,7 @@ def dry_run(recipe: Recipe, *, until: str | None = None) -> Plan:
         UserError: as :func:`run` would.
     """
     stages = stages_of(recipe, until)
+    check_launcher(recipe.parallel)
     store = store_of(recipe)
     inputs = Inputs(recipe, store)
     _check(recipe, inputs, stages)
@@ -224,7 +226,7 @@ def _check(recipe: Recipe, inputs: Inputs, stages: tuple[StageName, ...]) -> Non
         UserError: the first thing that is wrong.
     """
     check_benchmarks(recipe.evaluate)
-    check_during(recipe)
+    check_during(recipe, launched().world)
     for stage in stages:
         settings = settings_of(recipe, stage)
         for name in sorted({recipe.objective(method, stage) for method in recipe.methods}):

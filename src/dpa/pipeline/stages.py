@@ -36,7 +36,7 @@ from dpa.results import ARTEFACTS
 from dpa.store import Entry, disk_errors
 from dpa.train.job import Caches, StageJob, StageResult
 from dpa.train.loop import train_stage
-from dpa.train.parallel import compute_dtype
+from dpa.train.parallel import compute_dtype, sharing_of
 from dpa.train.ranks import Ranks
 from dpa.train.settings import StageSettings
 from dpa.train.step import packs, step_settings, wants_text_cache, window_of
@@ -236,7 +236,8 @@ def _hooks(run: StageRun, made: Made, *, steps: int) -> tuple[OnStep, ...]:
     if vlm is None or not run.ranks.is_main:
         return ()
     hooks = [watch_pretrain(recipe, vlm, work, dtype=run.frozen_dtype)] if run.stage == "pretrain" else []
-    if recipe.parallel == "ddp" or run.ranks.world == 1:  # else no rank has the whole model while it trains
+    # with shards no rank has the whole model while it trains
+    if sharing_of(recipe.parallel, run.stage, run.ranks.world) == "copies":
         hooks.append(
             watch_relevance(recipe, run.method, run.stage, run.data, vlm, work, steps=steps, dtype=run.frozen_dtype)
         )

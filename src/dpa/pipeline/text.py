@@ -68,7 +68,8 @@ def _samples(folder: Path) -> list[str]:
     lines = ["Sample answers (pictures: report.html)"]
     for sample in json.loads(path.read_text(encoding="utf-8")):
         lines.append(f"  {sample['id']}: {sample['question']}  right: {sample['answer']}")
-        lines += [f"      {method:8} {answer}" for method, answer in sample["answers"].items()]
+        width = max(map(len, sample["answers"]), default=0)
+        lines += [f"      {method:{width}}  {answer}" for method, answer in sample["answers"].items()]
     return ["\n".join(lines)]
 
 

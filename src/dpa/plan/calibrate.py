@@ -14,6 +14,7 @@ from dpa.models.freeze import set_trainable
 from dpa.models.lora import attach_lora
 from dpa.models.parts import load_llm
 from dpa.models.vlm import build_vlm
+from dpa.objectives import objective
 from dpa.pipeline.inputs import Inputs, settings_of, store_of
 from dpa.plan.count import flops
 from dpa.plan.machine import Machine
@@ -66,9 +67,13 @@ def _seconds(recipe: Recipe, stage: StageName, inputs: Inputs) -> float:
     model.train()
     if settings.gradient_checkpointing:
         set_checkpointing(model, True)
-    objective = recipe.objective(recipe.methods[0], stage)
-    chosen = step_settings(settings, objective_name=objective, fidelity=recipe.fidelity)
-    step = TrainStep(model, chosen, autocast=None if dtype == torch.float32 else dtype)
+    name = recipe.objective(recipe.methods[0], stage)
+    chosen = step_settings(settings, objective_name=name, fidelity=recipe.fidelity)
+    reference = None
+    if stage == "finetune" and objective(name).frozen_reference:
+        reference = nn.Module.eval(load_llm(recipe.model, dtype=dtype)).requires_grad_(False)
+        nn.Module.to(reference, device)
+    step = TrainStep(model, chosen, reference=reference, autocast=None if dtype == torch.float32 else dtype)
     batches = inputs.stage(stage).batches(recipe, settings, inputs.rules)
     began = time.perf_counter()
     waited = 0.0

@@ -18,10 +18,7 @@ from dpa.recipe import StageName
 from dpa.train.settings import ParallelName
 
 Row = Literal["vanilla", "ours", "official"]
-"""Which passes a step makes: none without image, ours, the reference's."""
-
-
-"""Without the text-only pass, with it, and the reference's way (full-length second pass, logits everywhere)."""
+"""Which passes a step makes: none without image, ours, the reference's (full-length second pass, logits everywhere)."""
 
 REFERENCE_LOGIT_TENSORS = 5
 """float32 [T, V] alive at once in the reference's loss: logits, shifted copy, its softmax, and two without image."""
@@ -135,6 +132,7 @@ def peak_bytes(
     parallel: ParallelName = "ddp",
     ranks: int = 1,
     accumulates: bool = True,
+    reference: bool = False,
 ) -> dict[str, float]:
     """Bytes per device by part at a step's peak, with their ``total``; ``resident``: of it what is there between steps.
 
@@ -146,6 +144,7 @@ def peak_bytes(
         ranks: devices.
         accumulates: a step has several micro-batches, so that all gradients are there when activations peak. With a
             single one only the head's and the last layer's are, and the others come as activations go.
+        reference: a second, frozen LLM stands beside the model (objective ``prior`` in stage 3), whole on every device.
     """
     frozen, trained = sizes.parameters(stage)
     if stage != "finetune":
@@ -164,6 +163,8 @@ def peak_bytes(
             recomputed + 3.0 * sizes.llm.intermediate * number * load.positions,
         ),
     }
+    if reference:
+        parts["reference"] = float(number * sizes.llm_parameters)
     if stage == "finetune" and number == BF16 and shared == 1.0:
         parts["autocast copies"] = float(number * sizes.llm_parameters)
     if shared < 1.0:  # all layers or two at a time, and the embeddings with the head
@@ -179,7 +180,7 @@ def peak_bytes(
         early = (llm.layer + llm.vocabulary * llm.hidden) / sizes.llm_parameters
         moving = parts["activations"] + parts["transients"]
         parts["gradients"] = max(parts["gradients"] * min(1.0, early), parts["gradients"] - moving)
-    resident = parts["weights"] + parts["optimizer"]
+    resident = parts["weights"] + parts["optimizer"] + parts.get("reference", 0.0)
     return parts | {"resident": resident, "total": sum(parts.values())}
 
 

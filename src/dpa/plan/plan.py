@@ -15,6 +15,7 @@ from dpa.errors import UserError
 from dpa.models.parts import resolve_part
 from dpa.objectives import objective
 from dpa.pipeline import dry_run
+from dpa.pipeline.during import check_during
 from dpa.pipeline.inputs import Inputs, settings_of, sources_of, store_of
 from dpa.plan.count import BF16, FP32, Row, Sizes, flops, peak_bytes
 from dpa.plan.known import DATA_SETS, DataSet
@@ -120,6 +121,7 @@ def make_plan(recipe: Recipe, machine: Machine) -> RunPlan:
     parts = read_parts(recipe.model, lora_rank=recipe.stages.proxy.lora.rank)
     problems = list(_missing(recipe))
     states, inputs = _states(recipe, problems)
+    problems += _refused(recipe, machine.ranks)
     stages = []
     for stage, methods in _distinct(recipe):
         samples = _samples(recipe, stage, inputs, parts, problems)
@@ -164,7 +166,7 @@ def plan_stage(
     if cached:  # made once, before the first step
         without = flops(sizes, stage, row, work.mean, checkpointing=False)["text_only_pass"]
         total += without * len(samples) / max(1.0, work.samples_seen) * work.micro_batches * machine.ranks * work.steps
-    memory = memory_of(recipe, stage, row, settings, work, sizes, machine)
+    memory = memory_of(recipe, stage, name, settings, work, sizes, machine)
     hours = total / (machine.ranks * machine.gpu.flops * machine.mfu[stage]) / 3600
     frozen, trained = sizes.parameters(stage)
     images = float(samples.images.mean()) * work.samples_seen
@@ -214,7 +216,7 @@ def sizes_of(parts: Parts, recipe: Recipe) -> Sizes:
 def memory_of(
     recipe: Recipe,
     stage: StageName,
-    row: Row,
+    name: ObjectiveName,
     settings: StageSettings,
     work: Workload,
     sizes: Sizes,
@@ -224,13 +226,14 @@ def memory_of(
     return peak_bytes(
         sizes,
         stage,
-        row,
+        row_of(recipe, name),
         work.peak,
         checkpointing=settings.gradient_checkpointing,
         number=FP32 if recipe.train.precision == "fp32" else BF16,
         parallel=recipe.parallel,
         ranks=machine.ranks,
         accumulates=work.micro_batches > 1,
+        reference=stage == "finetune" and objective(name).frozen_reference,
     )
 
 
@@ -251,7 +254,6 @@ def fit_advice(
     if not planned.fits and machine.ranks > 1 and recipe.parallel not in ("fsdp", "zero3"):
         shardings.append("fsdp")
     sizes = sizes_of(parts, recipe)
-    row = row_of(recipe, planned.objective)
     dealt: dict[int, Workload] = {}
     for parallel in shardings:
         for checkpointing in (False, True):
@@ -264,7 +266,7 @@ def fit_advice(
                     dealt[micro] = _work(recipe, tried, samples, parts, machine.ranks)
                 work = dealt[micro]
                 with_it = recipe.model_copy(update={"parallel": parallel})
-                need = memory_of(with_it, stage, row, tried, work, sizes, machine)["total"]
+                need = memory_of(with_it, stage, planned.objective, tried, work, sizes, machine)["total"]
                 if need <= limit:
                     yield _better(recipe, planned, tried, parallel, need, machine)
                     return
@@ -330,6 +332,14 @@ def _missing(recipe: Recipe) -> Iterable[Problem]:
     for name in _models(recipe):
         if not _model_here(name):
             yield Problem("advice", f"{name} is not on this machine", "the first run downloads it")
+
+
+def _refused(recipe: Recipe, ranks: int) -> Iterable[Problem]:
+    """What the run's own check says on that many ranks; :func:`_states` has asked it for this one process."""
+    try:
+        check_during(recipe, ranks)
+    except UserError as error:
+        yield Problem("error", str(error), "")
 
 
 def _there(source: DataSource) -> bool:

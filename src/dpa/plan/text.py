@@ -77,7 +77,7 @@ def _memory(plan: RunPlan) -> str:
 
 def _named(plan: RunPlan, stage: StagePlan) -> str:
     same = [other for other in plan.stages if other.stage == stage.stage]
-    return stage.stage if len(same) == 1 else f"{stage.stage} ({stage.objective})"
+    return stage.stage if len(same) == 1 else f"{stage.stage} ({' '.join(stage.methods)})"
 
 
 def _source(name: str) -> str:

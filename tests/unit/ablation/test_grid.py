@@ -60,6 +60,12 @@ def test_shards_are_whole_groups_and_the_whole(project: Path) -> None:
             shard_of(cells, wrong)
 
 
+def test_set_on_the_command_line_takes_the_place_of_the_files(project: Path) -> None:
+    given = ["stages.pretrain.max_steps=9", "set={stages.proxy.max_steps: 7}"]
+    for cell in cells_of(load_ablation(project / "grid.yaml", given)):
+        assert (cell.recipe.stages.proxy.max_steps, cell.recipe.stages.pretrain.max_steps) == (7, 9)
+
+
 def test_a_recipe_alone(project: Path) -> None:
     ablation = load_ablation(project / "recipe.yaml", seeds=[1])
     assert [cell.title for cell in cells_of(ablation)] == ["dpa, seed 1", "vanilla, seed 1"]
@@ -72,6 +78,8 @@ def test_a_recipe_alone(project: Path) -> None:
         ("methods=[]", "name at least one method"),
         ("seeds=[]", "name at least one seed"),
         ("nme=x", "cell .*unknown key nme"),
+        ("set={train: {yes: 1}}", "cell .*unknown key train.True"),
+        ("set={train: {1: {2: 3}}}", "cell .*unknown key train.1"),
         ("stages.pretrain.learning_rat=1", "learning_rate"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from dpa.errors import DataError, ModelError, UserError
 from dpa.evaluate.checkpoint import evaluate_checkpoint, settings_of
 from dpa.evaluate.lab import evaluate_lab
+from dpa.evaluate.predictions import folder_for
 from dpa.evaluate.settings import PAPER, EvaluateSettings
 from dpa.models.checkpoint_io import save_checkpoint
 from dpa.models.vlm import Vlm
@@ -36,6 +37,15 @@ def test_a_saved_checkpoint_answers_as_the_model_in_memory(
     assert result.to_dict()["benchmarks"]["lab"]["n"] == 6
     assert json.loads(json.dumps(result.to_dict()))
     assert "all questions" in result.text()
+
+
+def test_where_an_evaluation_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run" / "checkpoint").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "run" / "checkpoint")
+    for name in (".", "./", str(Path.cwd()), f"{Path.cwd()}/", "../checkpoint/"):
+        assert folder_for(name).resolve() == tmp_path / "run" / "checkpoint.eval"
+    assert folder_for("..").resolve() == tmp_path / "run.eval"
+    assert folder_for("llava-hf/llava-1.5-7b-hf") == Path("eval/llava-hf--llava-1.5-7b-hf")
 
 
 def test_no_checkpoint_is_a_message(lab_folder: Path, tmp_path: Path) -> None:

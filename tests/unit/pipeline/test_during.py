@@ -16,8 +16,9 @@ import dpa
 from dpa.analyze.runs import read_run
 from dpa.errors import RecipeError, UserError
 from dpa.models.digest import digest_of_model
+from dpa.pipeline import dry_run
 from dpa.pipeline import during as module
-from dpa.pipeline.during import check_during, undisturbed
+from dpa.pipeline.during import undisturbed
 from dpa.testing.project import write_project
 from dpa.train.metrics import read_metrics
 from tests.stages import untimed
@@ -116,7 +117,7 @@ def test_what_cannot_be_is_refused(project: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(RecipeError, match=r"every_steps needs evaluate\.benchmarks"):
         dpa.load_recipe(project, {"evaluate.every_steps": 2})
     recipe = dpa.load_recipe(project, {**evaluating(project), "parallel": "fsdp"})
-    check_during(recipe)
+    dry_run(recipe)
     for name, value in {
         "WORLD_SIZE": "2",
         "RANK": "0",
@@ -126,4 +127,4 @@ def test_what_cannot_be_is_refused(project: Path, monkeypatch: pytest.MonkeyPatc
     }.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="every_steps with parallel fsdp on 2 ranks"):
-        check_during(recipe)
+        dry_run(recipe)

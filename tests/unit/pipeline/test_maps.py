@@ -14,11 +14,16 @@ import dpa
 from dpa.analyze.maps import read_maps
 from dpa.analyze.runs import MAPS, read_run
 from dpa.errors import ModelError
+from dpa.launch import Launch
 from dpa.models.legacy import read_connector
 from dpa.pipeline import maps
+from dpa.pipeline import stages as stage_table
 from dpa.pipeline.explain import explain_samples
-from dpa.recipe import load_recipe
+from dpa.pipeline.stages import Made, StageRun
+from dpa.recipe import STAGES, StageName, load_recipe
+from dpa.store import Store
 from dpa.testing.project import write_project
+from dpa.train.ranks import Ranks
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +83,25 @@ def test_what_is_kept(watched: Path) -> None:
             assert kept.text == told.text
             assert kept.logp_with == pytest.approx(told.logp_with, abs=2e-5)  # stored with five decimals
             assert kept.relevance == pytest.approx(told.relevance, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "stages"), [("ddp", ["pretrain", "finetune"]), ("zero2", ["pretrain"]), ("fsdp", ["pretrain"])]
+)
+def test_a_stage_of_whole_copies_has_maps(
+    project: Path, parallel: str, stages: list[StageName], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``parallel`` shards stage 3 alone."""
+    monkeypatch.setattr(stage_table, "watch_relevance", lambda *_, **__: print)
+    recipe = load_recipe(project, {"parallel": parallel})
+    entry, ranks = Store(project.parent / "store").entry("any", {}), Ranks(Launch(rank=0, world=2, local_rank=0), None)
+    found = []
+    for stage in STAGES:
+        given: Any = (recipe, "dpa", stage, None, None, {}, entry, project.parent, ranks)
+        vlm: Any = None if stage == "proxy" else object()
+        if stage_table._hooks(StageRun(*given), Made(torch.nn.Linear(1, 1), vlm), steps=3):
+            found.append(stage)
+    assert found == stages
 
 
 def test_a_map_that_cannot_be_made_stops_nothing(

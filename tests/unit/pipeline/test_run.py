@@ -173,6 +173,13 @@ def test_what_is_wrong_is_said_before_anything_is_trained(tmp_path: Path) -> Non
     refused(DataError, "image missing", "data.max_bad_share=0")
 
 
+def test_a_dry_run_asks_what_the_launcher_was_configured_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", "false")
+    with pytest.raises(UserError, match="configured for zero2, the recipe says parallel ddp"):
+        dry_run(dpa.load_recipe(write_project(tmp_path / "project")))
+
+
 def test_prior_weighs_by_the_llm_that_the_stage_starts_from(tmp_path: Path) -> None:
     path = write_project(tmp_path / "project")
     overrides = ["method=dpa", "stages.pretrain.objective=prior", "stages.finetune.objective=prior"]

@@ -24,7 +24,7 @@ from dpa.plan.plan import RunPlan, make_plan, sizes_of
 from dpa.plan.shapes import read_parts
 from dpa.plan.text import plan_text
 from dpa.plan.workload import Samples, counted, workload
-from dpa.recipe import Recipe, load_recipe
+from dpa.recipe import MethodName, Recipe, load_recipe
 from dpa.testing.parts import write_tiny_llm, write_tiny_tower
 from dpa.testing.project import write_project
 from dpa.train.settings import StageSettings
@@ -174,6 +174,32 @@ def test_what_does_not_fit_says_what_does() -> None:
     assert any("stage finetune" in str(problem) for problem in small.problems if problem.level == "error")
 
 
+def test_the_reference_of_stage_3_takes_room() -> None:
+    """Objective prior: a second, frozen LLM beside the trained one; in stage 2 the model's own is frozen."""
+    plain, prior = (of_7b("gpus=8", "parallel=zero2", f"stages.finetune.objective={name}") for name in ("cmo", "prior"))
+    of = [next(stage.memory for stage in plan.stages if stage.stage == "finetune") for plan in (plain, prior)]
+    assert of[1]["total"] - of[0]["total"] == of[1]["reference"] == 2.0 * prior.parts.llm_parameters
+    assert "reference" in plan_text(prior)
+    assert all("reference" not in stage.memory for stage in of_7b("method=dpa-prior").stages)
+
+
+def test_what_the_run_would_refuse_on_its_ranks_is_in_the_way(recipe: Recipe) -> None:
+    asked = recipe.evaluate.model_copy(update={"every_steps": 2})
+    for parallel, gpus, told in (("zero2", 2, True), ("zero2", 1, False), ("ddp", 2, False)):
+        given = recipe.model_copy(update={"parallel": parallel, "gpus": gpus, "evaluate": asked})
+        plan = make_plan(given, machine_of(given, "h100", None, None))
+        assert any("every_steps with parallel zero2 on 2 ranks" in str(problem) for problem in plan.problems) == told
+        assert plan.can_run != told
+
+
+def test_stages_of_one_objective_are_told_apart(recipe: Recipe) -> None:
+    methods: tuple[MethodName, ...] = ("vanilla", "pmo", "dpa-prior")
+    plan = make_plan(recipe.model_copy(update={"methods": methods}), machine_of(recipe, "h100", None, None))
+    lines = plan_text(plan).partition("memory per GPU")[2].splitlines()
+    names = [line.partition(")")[0] for line in lines if line.startswith(("pretrain", "finetune"))]
+    assert names == [f"{stage} ({name}" for stage in ("pretrain", "finetune") for name in methods]
+
+
 def test_missing_data_is_said_and_counted_with_what_is_known() -> None:
     plan = of_7b("gpus=8", "parallel=fsdp")
     assert [stage.samples for stage in plan.stages] == [558_128, 558_128, 737_000]
@@ -220,6 +246,9 @@ def test_calibration_measures_this_device(recipe: Recipe) -> None:
     assert all(0 < share < 1 for share in machine.mfu.values())
     slow = replace(machine, mfu=dict.fromkeys(machine.mfu, 1e-9))
     assert make_plan(recipe, slow).hours > make_plan(recipe, machine).hours
+    stage = recipe.stages.finetune.model_copy(update={"objective": "prior"})
+    prior = recipe.model_copy(update={"stages": recipe.stages.model_copy(update={"finetune": stage})})
+    assert calibrate(prior, machine_of(prior, "h100", None, None), ("finetune",)).measured
 
 
 def test_an_unknown_gpu_is_refused(recipe: Recipe) -> None:
