@@ -21,13 +21,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dpa.ablation.collect import mean_of, samples_to_probe
+from dpa.ablation.figures import looks
 from dpa.analyze.runs import PROBES, Run, read_run
 from dpa.objectives import OBJECTIVES
 from dpa.pipeline.measure import MEASUREMENTS, read_probes
 from dpa.recipe import METHODS, MethodName
 
-COLOURS = ("#3b3b3b", "#b45309", "#1d4ed8", "#a21caf", "#15803d", "#be123c", "#0e7490", "#6d28d9", "#a3a300", "#78350f")
-MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 BASELINE = "vanilla"
 ORACLE = "oracle"
 """Stage 2 through the proxy with weights from the true labels: the ceiling of what weights can do there."""
@@ -241,11 +240,11 @@ def _dots(axes: Axes, cells: Cells, name: str, title: str) -> None:
         values = [100 * value for value in values_of(cells, method, name).values()]
         if not values:
             continue
-        colour = COLOURS[place % len(COLOURS)]
+        look = looks(methods)[method]
         mean = mean_of(values)
         assert mean is not None
-        axes.plot([place] * len(values), values, MARKS[place % len(MARKS)], color=colour, alpha=0.45, markersize=5)
-        axes.errorbar(place + 0.25, mean.mean, yerr=mean.half or 0.0, fmt="_", color=colour, capsize=3)
+        axes.plot([place] * len(values), values, look.mark, color=look.colour, alpha=0.45, markersize=5)
+        axes.errorbar(place + 0.25, mean.mean, yerr=mean.half or 0.0, fmt="_", color=look.colour, capsize=3)
     axes.set_xticks(range(len(methods)), methods, rotation=30, ha="right")
     axes.set_title(title)
     axes.set_ylabel("held-out questions, % right")
@@ -253,15 +252,15 @@ def _dots(axes: Axes, cells: Cells, name: str, title: str) -> None:
 
 
 def _lines(axes: Axes, cells: Cells, name: str, title: str) -> None:
-    for place, method in enumerate(methods_of(cells)):
+    for method, look in looks(methods_of(cells)).items():
         of = [cell.probes for cell in cells if cell.method == method and cell.probes]
         steps = [row["step"] for row in of[0]] if of else []
         means = [statistics.fmean(rows[index][name] for rows in of) for index in range(len(steps))]
         axes.plot(
             steps,
             means,
-            color=COLOURS[place % len(COLOURS)],
-            marker=MARKS[place % len(MARKS)],
+            color=look.colour,
+            marker=look.mark,
             markersize=3,
             label=method,
         )

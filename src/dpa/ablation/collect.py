@@ -23,6 +23,7 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 
 """Student's t, two-sided 95 %, for 1, 2 ... degrees of freedom; beyond 15 the last one is kept (a little too wide)."""
 _COUNTS = ("samples_to_threshold", ".n")
 _SAMPLES_TO = "pretrain.samples_to."
+PER_CENT = ", %"
 SMOOTHED = 20
 """Steps of the moving mean that is held against the threshold."""
 
@@ -203,7 +204,7 @@ def mean_of(values: Sequence[float]) -> Mean | None:
 def shown_as(metric: str) -> tuple[float, str, int]:
     """Factor, unit and digits: shares in per cent, counts whole, all else with three digits."""
     if metric.endswith(("accuracy", "_share", "mean_over_kinds")):
-        return 100.0, ", %", 1
+        return 100.0, PER_CENT, 1
     return (1.0, "", 0) if metric.endswith(_COUNTS) or metric.startswith(_SAMPLES_TO) else (1.0, "", 3)
 
 

@@ -14,13 +14,33 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dpa.ablation.collect import Measured, Point, Results, shown_as
+from dpa.ablation.collect import PER_CENT, Measured, Point, Results, shown_as
+from dpa.recipe import METHODS
 from dpa.store import disk_errors
 
 COLOURS = ("#7a808a", "#2f6fde", "#c2620a", "#0f8a77", "#9b45d6", "#c2185b", "#7c6f00", "#4d6b2a")
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<")
 _INK = "#808791"
 _CURVE_POINTS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a method is drawn."""
+
+    colour: str
+    mark: str
+
+
+def looks(methods: Sequence[str]) -> dict[str, Look]:
+    """A method of dpa's looks the same in every figure; other names take what is left, in their order."""
+    every = [Look(colour, mark) for colour, mark in zip(COLOURS, MARKS, strict=True)]
+    own = dict(zip(METHODS, every, strict=False))
+    taken = [own[name] for name in methods if name in own]
+    free = [look for look in [*every[len(own) :], *own.values()] if look not in taken] or every
+    others = [name for name in methods if name not in own]
+    found = own | {name: free[number % len(free)] for number, name in enumerate(others)}
+    return {name: found[name] for name in methods}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +90,22 @@ def _over_axis(results: Results, metric: str, axis: str) -> Picture:
     scale, unit, _ = shown_as(metric)
     figure = Figure(figsize=(1.4 + 3.4 * len(panels), 3.2), layout="constrained")
     drawn: list[Axes] = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
+    look_of = looks(results.methods)
     for place, (axes, (others, points)) in enumerate(zip(drawn, panels.items(), strict=True)):
         names = [dict(point)[axis] for point in points] if axis else results.methods
         for number, method in enumerate(results.methods):
             for at, point in enumerate(points):
                 x = (at if axis else number) + (0.09 * (number - (len(results.methods) - 1) / 2) if axis else 0)
-                _dots(axes, results, point, method, metric, x, scale, number)
+                _dots(axes, results, point, method, metric, x, scale, look_of[method])
         axes.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 8 else 25)
         axes.set_title(", ".join(f"{name} {value}" for name, value in others), fontsize=9)
         axes.set_xlabel(axis)
         axes.grid(axis="y", alpha=0.25)
         if place == 0:
             axes.set_ylabel(metric + unit)
+    if unit == PER_CENT:  # an interval of few seeds may reach beyond what there is
+        low, high = drawn[0].get_ylim()
+        drawn[0].set_ylim(max(low, -2.0), min(high, 102.0))
     if axis:
         _legend(drawn[-1], results.methods)
     over = f" over {axis}" if axis else " by method"
@@ -90,28 +114,29 @@ def _over_axis(results: Results, metric: str, axis: str) -> Picture:
 
 
 def _dots(
-    axes: Axes, results: Results, point: Point, method: str, metric: str, x: float, scale: float, number: int
+    axes: Axes, results: Results, point: Point, method: str, metric: str, x: float, scale: float, look: Look
 ) -> None:
     values = list(results.values(point, method, metric).values())
     mean = results.mean(point, method, metric)
     if mean is None:
         return
-    colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
-    axes.plot([x] * len(values), [scale * value for value in values], mark, color=colour, alpha=0.4, markersize=4)
+    axes.plot(
+        [x] * len(values), [scale * value for value in values], look.mark, color=look.colour, alpha=0.4, markersize=4
+    )
     half = None if mean.half is None else scale * mean.half
-    axes.errorbar(x, scale * mean.mean, yerr=half, fmt="_", color=colour, capsize=3, markersize=9, linewidth=1.4)
+    axes.errorbar(x, scale * mean.mean, yerr=half, fmt="_", color=look.colour, capsize=3, markersize=9, linewidth=1.4)
 
 
 def _curves(results: Results) -> Picture:
     points = results.points
     figure = Figure(figsize=(1.4 + 3.4 * len(points), 3.0), layout="constrained")
     drawn: list[Axes] = list(figure.subplots(1, len(points), sharey=True, squeeze=False)[0])
+    look_of = looks(results.methods)
     for axes, point in zip(drawn, points, strict=True):
         for item in results.measured:
             if item.cell.point == point:
-                number = results.methods.index(item.cell.method)
                 xs, ys = _thinned(item)
-                axes.plot(xs, ys, color=COLOURS[number % len(COLOURS)], linewidth=0.9, alpha=0.7)
+                axes.plot(xs, ys, color=look_of[item.cell.method].colour, linewidth=0.9, alpha=0.7)
         axes.set_title(", ".join(f"{name} {value}" for name, value in point), fontsize=9)
         axes.set_xlabel("samples of stage 2")
         axes.grid(alpha=0.25)
@@ -129,8 +154,9 @@ def _thinned(item: Measured) -> tuple[list[float], list[float]]:
 
 
 def _legend(axes: Axes, methods: Sequence[str]) -> None:
-    for number, method in enumerate(methods):
-        axes.plot([], [], MARKS[number % len(MARKS)], color=COLOURS[number % len(COLOURS)], label=method, markersize=4)
+    look_of = looks(methods)
+    for method in methods:
+        axes.plot([], [], look_of[method].mark, color=look_of[method].colour, label=method, markersize=4)
     axes.legend(fontsize=7, frameon=False, labelcolor=_INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 

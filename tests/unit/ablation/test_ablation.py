@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import dpa
 from dpa.ablation.collect import Measured, Results, better, collect, mean_of, samples_to, samples_to_probe, shown_as
+from dpa.ablation.figures import COLOURS, looks
 from dpa.ablation.grid import cells_of, load_ablation
 from dpa.ablation.report import write_report
 from dpa.ablation.run import look_ahead, run_cells
@@ -156,3 +157,13 @@ def test_what_is_better() -> None:
     assert better("pretrain.samples_to_threshold", 100, 200)
     assert shown_as("lab.accuracy") == (100.0, ", %", 1)
     assert shown_as("pretrain.loss")[2] == 3
+
+
+def test_a_method_looks_the_same_in_every_figure() -> None:
+    small, large = looks(["vanilla", "dpa"]), looks(["oracle", "dpa-prior", "dpa", "cmo", "pmo", "cal", "vanilla"])
+    assert list(small) == ["vanilla", "dpa"]
+    assert small["dpa"] == large["dpa"]
+    assert len({look.colour for look in large.values()}) == len(large) <= len(COLOURS)
+    own = looks(["neither", "stage-2", "stage-3", "both", "dpa"])
+    assert len({(look.colour, look.mark) for look in own.values()}) == 5
+    assert len(looks([f"run-{number}" for number in range(20)])) == 20
