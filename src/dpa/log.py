@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _NAME = "dpa"
 
@@ -30,6 +32,27 @@ def setup_logging(*, quiet: bool = False, silent: bool = False) -> None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Within it a message that was said before is left out: many recipes are checked one after the other."""
+    seen: set[str] = set()
+
+    def fresh(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        known = message in seen
+        seen.add(message)
+        return not known
+
+    handlers = logging.getLogger(_NAME).handlers[:]  # a logger's own filters do not see what its children say
+    for handler in handlers:
+        handler.addFilter(fresh)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(fresh)
 
 
 def quiet_libraries() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dpa.ablation.grid import Cell
 from dpa.analyze.runs import read_run
 from dpa.errors import DpaError, UserError
-from dpa.log import get_logger
+from dpa.log import get_logger, said_once
 from dpa.pipeline import dry_run, run
 from dpa.pipeline.measure import MEASUREMENTS
 from dpa.recipe import dump_recipe
@@ -70,14 +70,15 @@ def look_ahead(cells: Sequence[Cell]) -> Work:
     """
     stages: dict[str, tuple[int, bool]] = {}
     named = 0
-    for cell in cells:
-        try:
-            rows = dry_run(cell.recipe).rows
-        except UserError as error:
-            raise type(error)(f"cell {cell.title}: {error}") from None
-        named += len(rows)
-        for row in rows:
-            stages[str(row["store"])] = (int(row["steps"]), row["state"] == "finished")
+    with said_once():
+        for cell in cells:
+            try:
+                rows = dry_run(cell.recipe).rows
+            except UserError as error:
+                raise type(error)(f"cell {cell.title}: {error}") from None
+            named += len(rows)
+            for row in rows:
+                stages[str(row["store"])] = (int(row["steps"]), row["state"] == "finished")
     left = [steps for steps, finished in stages.values() if not finished]
     return Work(
         cells=len(cells),
