@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from dpa.settings import Strict
 
@@ -51,8 +51,9 @@ class EvaluateSettings(Strict):
     """Also after every so many optimizer steps of stage 3; figures go to metrics.jsonl. None: at the end alone."""
     every_limit: int = Field(default=64, ge=1)
     """At most so many questions of each benchmark in those."""
-    after_pretrain: bool = False
-    """Also after stage 2: the original LLM with the connector, before it is taught to answer."""
+    after_pretrain: bool | Literal["probe"] = False
+    """Also after stage 2: the original LLM with the connector, before it is taught to answer. ``probe``: its words
+    alone (``probe_steps``), without the benchmarks, to which an LLM without stage 3 talks at length."""
     probe_steps: tuple[int, ...] = ()
     """Steps of stage 2 after which the lab's visual and linguistic words are probed; for the lab's parts."""
     maps: int = Field(default=3, ge=0)
@@ -65,6 +66,12 @@ class EvaluateSettings(Strict):
         if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
             return expand_names(value)
         return value
+
+    @model_validator(mode="after")
+    def _probe_of_what(self) -> Self:
+        if self.after_pretrain == "probe" and not self.probe_steps:
+            raise ValueError("after_pretrain: probe measures what probe_steps names; give steps, such as [100, 600]")
+        return self
 
     @field_validator("devices")
     @classmethod

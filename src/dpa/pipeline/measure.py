@@ -85,8 +85,9 @@ def measure_pretrain(recipe: Recipe, folder: Path) -> None:
     vlm.model.to(torch.device("cpu") if accelerator is None else accelerator)  # type: ignore[arg-type]
     out = folder / f"{PREDICTIONS}-pretrain"
     found: dict[str, float] = {}
-    for name, result in run_benchmarks(vlm.model, vlm.processor, recipe.evaluate, out).items():
-        found |= {f"pretrain.{name}.{key}": value for key, value in result.items() if isinstance(value, float)}
+    if recipe.evaluate.after_pretrain != "probe":
+        for name, result in run_benchmarks(vlm.model, vlm.processor, recipe.evaluate, out).items():
+            found |= {f"pretrain.{name}.{key}": value for key, value in result.items() if isinstance(value, float)}
     if recipe.evaluate.probe_steps:
         table = _probed(vlm.model, make_probe_set(vlm), torch.float32)
         found |= {f"pretrain.probe.{key}": value for key, value in table.items()}

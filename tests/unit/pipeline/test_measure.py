@@ -11,6 +11,7 @@ import torch
 
 import dpa
 from dpa.analyze.runs import PROBES
+from dpa.errors import RecipeError
 from dpa.lab.make import make_lab
 from dpa.models.legacy import read_connector
 from dpa.pipeline.measure import MEASUREMENTS
@@ -67,3 +68,13 @@ def test_probes_and_stage_2_alone(data: Path, tmp_path: Path) -> None:
     # the proxy was trained on B, the original LLM was not
     assert found["pretrain.probe.linguistic_logp_blind_b"] != found["probe.last.linguistic_logp_blind_b"]
     assert not (plain.folder / MEASUREMENTS).exists()
+
+
+def test_the_original_llms_words_alone(data: Path, tmp_path: Path) -> None:
+    found = dpa.run(recipe(data, tmp_path / "words", probe_steps=[4], after_pretrain="probe"), until="pretrain")
+    measured = json.loads((found.folder / MEASUREMENTS).read_text())
+    assert measured["pretrain.probe.linguistic_logp_b"] < 0
+    assert measured["probe.last.step"] == 4
+    assert not any(name.startswith("pretrain.lab.") for name in measured)
+    with pytest.raises(RecipeError, match="probe_steps"):
+        recipe(data, tmp_path / "nothing", after_pretrain="probe")
