@@ -26,6 +26,11 @@ SECONDS = 120.0
 LONG = ["methods=vanilla", "stages.pretrain.max_steps=60", "stages.pretrain.save_steps=10", "--until", "2"]
 
 
+def _hears_ctrl_c() -> None:
+    """Also where the tests themselves run as a background job, whose children a shell lets ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def by_srun(project: Path, *arguments: str, ranks: int = 2) -> Iterator[list[subprocess.Popen[str]]]:
     """``srun dpa run``: processes that know each other by SLURM's variables alone. Killed at the end."""
@@ -46,6 +51,7 @@ def by_srun(project: Path, *arguments: str, ranks: int = 2) -> Iterator[list[sub
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=_hears_ctrl_c,
         )
         for rank in range(ranks)
     ]
